@@ -9,7 +9,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir /wheels/*.whl
+    pip install --no-cache-dir "$(ls /wheels/*.whl)[fleet]"
 
 # Owns the files on the volumes; 1000 is the first user of most Linux machines.
 ARG UID=1000

@@ -34,7 +34,7 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     Nor is colour forced on what programs print into a pipe.
     """
-    from account_pool.config.environment import GITHUB_VARIABLES
+    from account_pool.config.configuration import GITHUB_VARIABLES
     from account_pool.providers.registry import BUILT_IN
 
     keys = {variable for name in BUILT_IN for variable in BUILT_IN.env(name)}

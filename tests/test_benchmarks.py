@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from benchmarks import machine
 from benchmarks.figures import Figure, Target, ratio, table
+from benchmarks.push.__main__ import main as push
 
 FIGURE = Figure(scenario="s", name="n", value=2.0, target=Target(1.0), wall=True)
 
@@ -60,3 +61,10 @@ def test_only_work_of_others_makes_the_machine_busy(monkeypatch, everybody_s, co
 def test_where_nothing_tells_it_the_machine_is_not_called_busy(monkeypatch):
     monkeypatch.setattr(machine, "_everybody", lambda: None)
     assert machine.Others().cores() is None
+
+
+def test_how_soon_all_know_needs_two(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks.push", "--proxies", "1"])
+    with pytest.raises(SystemExit):
+        push()
+    assert "write 2 or more" in capsys.readouterr().err

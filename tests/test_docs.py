@@ -21,21 +21,21 @@ from mitmproxy.test import taddons
 from account_pool.admin import metrics
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.admin.routes import ENDPOINTS
+from account_pool.cli.add import INTERRUPTED
 from account_pool.cli.check import check_accounts
 from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
 from account_pool.cli.environment import ALL_VARIABLES, TOOLS
-from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import app
 from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config.accounts_file import TRUST_FILE
 from account_pool.config.loader import load
-from account_pool.config.models import json_schema
 from account_pool.config.options import POOL_OPTIONS
+from account_pool.config.shapes import json_schema
+from account_pool.config.state import STATE_FILE
 from account_pool.core.instruments import DecisionCounter
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.wiring import STATE_FILE
 from tests.proxy.helpers import service_of
 
 ROOT = Path(__file__).parent.parent

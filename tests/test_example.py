@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from account_pool.config.configuration import Config
 from account_pool.config.loader import load
-from account_pool.config.models import json_schema
 from account_pool.config.options import POOL_OPTIONS
-from account_pool.config.values import Config
+from account_pool.config.shapes import json_schema
 from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.credentials.oauth import KEYS as OAUTH_KEYS
 
@@ -57,8 +57,8 @@ def test_it_loads(config: Config) -> None:
         "azure/west",
         "my-gateway/team",
     ]
-    secret = config.accounts[2].source.read_now()
-    assert secret is not None and secret.reveal() == "from-a-file"
+    reading = config.accounts[2].source.read_now()
+    assert reading is not None and reading.secret.reveal() == "from-a-file"
 
 
 def test_its_provider_says_everything(config: Config) -> None:

@@ -83,6 +83,7 @@ def test_every_metric_is_shown_but_those_for_other_uses(told):
     others |= {"account_pool_cooling"}  # for alerts
     others |= {"account_pool_state_in_memory", "process_start_time_seconds"}  # annotations
     others |= {"process_virtual_memory_bytes"}
+    others |= {"account_pool_state_lag_seconds"}  # of several proxies
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in told} - others
     assert {name for name in families if name not in shown} == set()
 
@@ -113,7 +114,8 @@ def test_panels_and_annotations_follow_the_variables():
     for expression in [*(e for _, e, _ in EXPRESSIONS), *notes]:
         count = len(NAME.findall(expression))
         assert expression.count('instance=~"$instance"') == count
-        if "process_" not in expression and "account_pool_waiting" not in expression:
+        of_proxy = ("process_", "account_pool_waiting", "account_pool_prox")
+        if not any(name in expression for name in of_proxy):
             assert expression.count('=~"$provider') == count or "in_memory" in expression
 
 
@@ -148,6 +150,8 @@ def test_rules_fire_when_they_should(tmp_path):
 
     state = 'account_pool_account_state{instance="a",account="openai/%s",state="%s"}'
     left = 'account_pool_headroom_ratio{instance="a",account="openai/one",window="%s",model="%s"}'
+    proxies = 'account_pool_proxies{instance="a",state="%s"}'
+    version = 'account_pool_proxy_info{instance="a",version="%s",proxy="%s",mitmproxy="12.3.1"}'
     document = {
         "rule_files": [str(RULES)],
         "evaluation_interval": "1m",
@@ -165,6 +169,11 @@ def test_rules_fire_when_they_should(tmp_path):
                     series('account_pool_state_in_memory{instance="a"}', "0 0 1x20"),
                     series('account_pool_requests_total{instance="a",provider="openai",'
                            'result="refused"}', "0 0 0+5x20"),
+                    series(proxies % "running", "3 3 1x20"),
+                    series(proxies % "gone", "0 0 2x9 0x10"),
+                    series(version % ("1.0", "a"), "1x40"),
+                    series(version % ("1.0", "b"), "1x40"),
+                    series(version % ("1.1", "c"), "_ _ 1x40"),
                 ],
                 "alert_rule_test": [
                     fires("AccountDisabled", at, account="openai/one", state="disabled")
@@ -178,6 +187,12 @@ def test_rules_fire_when_they_should(tmp_path):
                     fires("StateInMemory", at) for at in ("1m", "9m")
                 ] + [
                     fires("RequestsRefused", at, provider="openai") for at in ("1m", "12m")
+                ] + [
+                    fires("ProxyGone", at, state="gone") for at in ("1m", "5m")
+                ] + [
+                    fires("ProxyAlone", at, state="running") for at in ("1m", "9m")
+                ] + [
+                    fires("ProxiesOfDifferentVersions", at) for at in ("1m", "40m")
                 ],
             }
         ],

@@ -56,6 +56,13 @@ def wheel(sdist, tmp_path_factory):
     return zipfile.ZipFile(build(sdist, "wheel", tmp_path_factory.mktemp("wheel")))
 
 
+def test_the_functions_of_the_state_engine_are_in_the_wheel(wheel):
+    folder = "addon/account_pool/store/fleet"
+    files = [path.relative_to(ROOT / "addon") for path in (ROOT / folder).rglob("*.lua")]
+    assert len(files) > 1
+    assert {str(path) for path in files} <= set(wheel.namelist())
+
+
 def text_of(wheel: zipfile.ZipFile, name: str) -> str:
     return wheel.read(f"mitmproxy_account_pool-{__version__}.dist-info/{name}").decode()
 

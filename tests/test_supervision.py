@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
 import account_pool
-from account_pool.supervision import MAX_PAUSE_S, Tasks
+from account_pool.supervision import MAX_PAUSE_S, DaemonThreads, Tasks
 from tests.patience import PATIENCE_S
 
 PACKAGE = Path(account_pool.__file__).parent
@@ -19,19 +20,19 @@ STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
 #: Where such a thing is allowed beside `supervision.py`, and why.
 ALLOWED = {
     "credentials/command.py": "awaited where it is started, also by who is cancelled",
-    "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
-    "credentials/token_endpoint.py": "in the loop of a thread, awaited where it is started",
+    "credentials/oauth.py": "in the loop of a thread, awaited where it is started",
+    "credentials/sources.py": "a thread that may hang for ever, and catches everything",
     "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",
-    "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
+    "proxy/fast/handler.py": "in the place of mitmproxy's own tasks, and named as they are",
+    "store/fleet/engine.py": "a thread of the store, which catches everything",
+    "store/fleet/url.py": "a thread that reads a pipe which may stay open; waited for in bounds",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
     "cli/tool_login.py": "a thread that copies what a tool prints; waited for in bounds",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
     "workers/worker.py": "a thread that waits, and ends the process; it cannot fail",
     # The scripted provider is no part of the proxy; whoever starts these awaits them.
-    "demo/http1.py": "awaited where it is started",
-    "demo/http2.py": "awaited where it is started",
     "demo/mitmdump.py": "awaited when the process is stopped",
-    "demo/provider.py": "awaited when the provider is closed",
+    "demo/provider.py": "awaited where it is started, or when the provider is closed",
 }
 
 
@@ -127,6 +128,22 @@ async def test_what_is_cancelled_ends_and_has_not_failed():
     assert tasks.failed == {}
 
 
+async def test_what_takes_its_end_for_an_error_of_its_own_ends():
+    tasks = Tasks()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise KeyError("x") from None
+
+    task = tasks.supervised("keeping", work)
+    await asyncio.sleep(0)
+    task.cancel()
+    await over(task)
+    assert task.cancelled()
+
+
 async def test_it_is_running_again_once_it_was_begun():
     tasks = Tasks(sleep=lambda _seconds: asyncio.sleep(0))
     again, runs = asyncio.Event(), []
@@ -213,3 +230,29 @@ def test_nothing_is_started_elsewhere():
     del found["supervision.py"]
     assert {name: at for name, at in found.items() if name not in ALLOWED} == {}
     assert set(ALLOWED) <= set(found), "no longer needed"
+
+
+def test_daemon_threads_do_one_thing_after_the_other_and_end():
+    threads, goes_on, done = DaemonThreads(1, "test"), threading.Event(), []
+    first = threads.submit(goes_on.wait, PATIENCE_S)
+    second = threads.submit(done.append, 1)
+    failing = threads.submit(int, "x")
+    cancelled = threads.submit(done.append, 2)
+    assert cancelled.cancel()
+    goes_on.set()
+    assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (True, None)
+    with pytest.raises(ValueError):
+        failing.result(PATIENCE_S)
+    goes_on.clear()
+    began = threading.Event()
+    held = threads.submit(lambda: began.set() or goes_on.wait(PATIENCE_S))
+    left = threads.submit(done.append, 3)
+    assert began.wait(PATIENCE_S)
+    threads.shutdown(wait=False, cancel_futures=True)
+    assert left.cancelled() and not held.done()
+    with pytest.raises(RuntimeError):
+        threads.submit(done.append, 4)
+    goes_on.set()
+    threads.shutdown()
+    assert done == [1]
+    assert all(thread.daemon for thread in threads._threads)

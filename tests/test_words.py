@@ -19,7 +19,6 @@ PACKAGE = ROOT / "addon" / "account_pool"
 HELP = {
     "cli/commands.py",
     "cli/account_commands.py",
-    "cli/history_commands.py",
     "proxy/commands.py",
 }
 #: The phrase, and what to write instead.

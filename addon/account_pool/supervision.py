@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +38,7 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {places}"
 
 
-@dataclass(slots=True)
-class Failed:
+class Failed(Struct):
     """A task that has failed.
 
     Attributes:
@@ -45,6 +50,93 @@ class Failed:
     failures: int = 0
     error: str = ""
     running: bool = False
+
+
+def begun(question: Callable[[], Value]) -> Future[Value]:
+    """Ask *question* in a thread of its own, for which nobody has to wait: it may hang for ever.
+
+    Threads of the event loop are few, and look up hosts; those of a pool keep the process.
+    """
+    answer: Future[Value] = Future()
+
+    def ask() -> None:
+        try:
+            settle = partial(answer.set_result, question())
+        except Exception as error:
+            settle = partial(answer.set_exception, error)
+        settle()
+
+    threading.Thread(target=ask, daemon=True, name="account-pool question").start()
+    return answer
+
+
+class DaemonThreads(Executor):
+    """Threads that do one thing after the other, and keep no process from its end.
+
+    Those of `ThreadPoolExecutor` are waited for: one that asks a disk that hangs, for ever.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name = most, name
+        self._lock = threading.Lock()
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._waiting: dict[Future[Any], None] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, ask: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Future[Value]:
+        answer: Future[Value] = Future()
+
+        def work() -> None:
+            self._waiting.pop(answer, None)
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                settle = partial(answer.set_result, ask(*args, **kwargs))
+            except BaseException as error:
+                settle = partial(answer.set_exception, error)
+            settle()
+
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("these threads have ended")
+            self._waiting[answer] = None
+            self._work.put(work)
+            if len(self._threads) < self._most:
+                name = f"{self._name}_{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._run, daemon=True, name=name))
+                self._threads[-1].start()
+        return answer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            self._closed = True
+            for _ in self._threads:
+                self._work.put(None)
+        for answer in tuple(self._waiting) if cancel_futures else ():
+            answer.cancel()
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # what it was about may be large
+
+
+async def settled(answer: Future[Value], timeout_s: float | None) -> Value:
+    """Return *answer*. Raises what that raises, and TimeoutError after *timeout_s* seconds."""
+    loop, is_settled = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_answer: object) -> None:
+        # The proxy may have ended meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(is_settled.set)
+
+    answer.add_done_callback(wake)
+    async with asyncio.timeout(timeout_s):
+        await is_settled.wait()
+    return answer.result()
 
 
 class Tasks:
@@ -96,6 +188,8 @@ class Tasks:
                 if self._now() - began_at >= MAX_PAUSE_S:
                     pause_s = PAUSE_S  # it had worked for long
                 self._failed(name, e, f"it is begun again in {pause_s:g} s")
+            if _is_to_end():
+                raise asyncio.CancelledError  # something took it for an error of its own
             await self._sleep(pause_s)
             self.failed[name].running = True
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -129,8 +223,13 @@ def _is_cancelled(error: BaseException) -> bool:
 
     A CancelledError of something else that it waited for must not end it.
     """
+    return isinstance(error, asyncio.CancelledError) and _is_to_end()
+
+
+def _is_to_end() -> bool:
+    """Return whether the task that runs was cancelled."""
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 tasks = Tasks()

@@ -36,7 +36,7 @@ class Most:
 TARGETS = {ORDINARY: Most(20, 110), FAILOVER: Most(32, 250), CHUNK: Most(4, 7)}
 #: What it is, on whichever Python and mitmproxy it is most. A test holds the way to it: it may
 #: go down, and never up.
-BOUNDS = {ORDINARY: Most(33, 148), FAILOVER: Most(59, 363), CHUNK: Most(7, 12)}
+BOUNDS = {ORDINARY: Most(28, 109), FAILOVER: Most(45, 236), CHUNK: Most(3, 5)}
 
 _RECORDER = Path(__file__).parent / "recorder.py"
 #: Requests before the first one that is recorded.
@@ -79,14 +79,19 @@ def measure(bench: Bench) -> dict[str, Way]:
 
 
 def _usual(record: Callable[[], Way]) -> Way:
-    """Return the way without what happens only now and then: the one with the fewest calls."""
+    """Return the way without what happens only now and then: the one with the fewest calls.
+
+    Of those that were recorded several times: on a busy machine a way may be shorter once.
+    """
     ways: list[Way] = []
     while len(ways) < _MOST:
         ways.append(record())
         fewest = min(ways, key=lambda way: len(way.calls))
         if ways.count(fewest) == _AGREE:
             return fewest
-    raise RuntimeError(f"{_MOST} recordings, and no {_AGREE} of the shortest are alike")
+    if alike := [way for way in ways if ways.count(way) >= _AGREE]:
+        return min(alike, key=lambda way: len(way.calls))
+    raise RuntimeError(f"{_MOST} recordings, and no {_AGREE} are alike")
 
 
 class _Line:

@@ -80,7 +80,7 @@ def _time_begin(scope: Any, calls: int) -> Figure:
     """Begin requests that nobody can serve, for a client that does not wait."""
     from account_pool.core.attempts import Attempts
     from account_pool.core.lease import RequestFacts
-    from account_pool.core.retry_policy import Limits
+    from account_pool.core.steps import Limits
 
     pool = _pool("round-robin", scope, _ACCOUNTS)
     limits = Limits(max_wait_s=0.0)

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from typing import Protocol
+
+
+class Time(Protocol):
+    """What an agent needs of a clock, simulated or real. `now` is in seconds."""
+
+    @property
+    def now(self) -> float: ...
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None: ...
 
 
 class Clock:

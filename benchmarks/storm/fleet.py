@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from benchmarks.storm.clock import Clock
+from benchmarks.storm.clock import Time
 
 MINUTE_S, FIVE_HOURS_S, WEEK_S = 60.0, 5 * 3600.0, 7 * 86_400.0
 
@@ -130,7 +130,7 @@ Ask = Callable[[int, Served, Told], None]
 class Agent:
     """One tool at work: conversation after conversation, turn after turn."""
 
-    def __init__(self, clock: Clock, chance: Random, tally: Tally, ask: Ask) -> None:
+    def __init__(self, clock: Time, chance: Random, tally: Tally, ask: Ask) -> None:
         self._clock, self._chance, self._tally, self._ask = clock, chance, tally, ask
         self._account: str | None = None
         self._turns = 0

@@ -12,9 +12,8 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import Limits
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
-from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
+from account_pool.core.steps import Deliver, Limits, Refresh, Send, Step, Synthesize, Wait
 from benchmarks.storm.clock import Clock
 from benchmarks.storm.fleet import (
     ANSWERED_S,
@@ -84,12 +83,12 @@ class Pooled:
     ) -> None:
         self._clock, self._chance = clock, chance
         self._accounts = {account.name: account for account in accounts}
-        self._pool = Pool(strategy=strategy, chance=chance.random)
+        self.pool = Pool(strategy=strategy, chance=chance.random)
         self._sessions, self._pins = Sessions(), Pins()
         for account in accounts:
             credential = Credential(kind="key", secret=Secret(f"sk-fake-{account.name}"))
             added = Account(provider=_PROVIDER, label=account.name)
-            self._pool.accounts.add(added, {"key": credential}, now=0.0)
+            self.pool.accounts.add(added, {"key": credential}, now=0.0)
 
     def ask(self, conversation: int, served: Served, told: Told) -> None:
         facts = RequestFacts(
@@ -100,7 +99,7 @@ class Pooled:
         )
         now = self._clock.now
         attempts = Attempts(
-            pool=self._pool,
+            pool=self.pool,
             facts=facts,
             limits=Limits(),
             chance=self._chance.random,
@@ -131,7 +130,7 @@ class Pooled:
             outcome = Outcome(
                 cls=OutcomeClass.QUOTA if long else OutcomeClass.RATE_LIMIT,
                 scope=Scope.ACCOUNT,
-                cooldown_s=wait_s - (clock.now - sent_at),
+                cooldown_s=max(wait_s - (clock.now - sent_at), 0.0),
                 replayable=True,
             )
             self._perform(attempts, attempts.refused(outcome, clock.now), served, told)

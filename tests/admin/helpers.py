@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from account_pool.admin.actions import AccountsFiles, Actions
 from account_pool.admin.auth import Rules, TokenGuard
 from account_pool.admin.http import AdminRequest, AdminResponse
+from account_pool.admin.requests import Known
 from account_pool.admin.server import AdminServer
 from account_pool.config import accounts_file
+from account_pool.config.configuration import Config
 from account_pool.config.loader import load
-from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
+from account_pool.core.request_rows import RequestRow
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import admin_exchange
 from account_pool.proxy.reload import AddedFile
 from account_pool.proxy.service import Service
 from account_pool.proxy.wiring import update_pool
 from account_pool.store.sqlite import MemoryStore
-from account_pool.store.store import StateStore
+from account_pool.store.sqlite_history import known_requests
+from account_pool.store.store import RequestAnswers, StateStore
+from account_pool.workers.worker import Link
 from tests.proxy.helpers import FakeClock, service_of
 
 TOKEN = "fake-admin-token-0000000000000000000000000"
@@ -68,16 +72,35 @@ def code(response: AdminResponse) -> str:
     return str(told(response)["error"]["code"])
 
 
+class FakeKnown:
+    """What a proxy knows itself: these rows, and these sums of usage."""
+
+    def __init__(
+        self, rows: Sequence[RequestRow], sums: Mapping[tuple[str, ...], Mapping[str, float]]
+    ) -> None:
+        self._rows, self._sums = rows, sums
+
+    def counts(self, name: str) -> Mapping[tuple[str, ...], Mapping[str, float]]:
+        return self._sums if name == "usage" else {}
+
+    async def ask(self, question: Callable[[RequestAnswers], Any]) -> Any:
+        return question(known_requests(self._rows))
+
+
 class FakeProxy:
     """As much of the addon as the pages need: a pool, and files that it reads again."""
 
-    def __init__(self, folder: Path, *labels: str, in_memory: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *labels: str, in_memory: bool = False, link: Link | None = None
+    ) -> None:
         self.clock = FakeClock()
         self.service: Service = service_of(*labels, clock=self.clock)
         self.main = folder / "accounts.yaml"
         self.environ: dict[str, str] = {}
         self.added = AddedFile(None if in_memory else folder / "state.sqlite")
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
+        #: what it knows itself
+        self.known: Known | None = None
         self.resets: dict[tuple[str, ...], dict[str, float]] = {}
         self.store_problem: Callable[[], Awaitable[object]] | None = None
         self.rules = Rules()
@@ -88,9 +111,11 @@ class FakeProxy:
             make_actions=self.actions,
             counted=self._counted,
             ask_store=self._ask_store,
+            known=lambda: self.known,
             ready=lambda: True,
             accounts_file=lambda: self.main if self.main.exists() else None,
             rules=lambda: self.rules,
+            link=link,
         )
 
     @property

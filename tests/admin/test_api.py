@@ -6,21 +6,26 @@ import asyncio
 import json
 
 import pytest
+from mitmproxy import version
 
-from account_pool.admin import routes
+from account_pool import __version__
+from account_pool.admin import app, routes
 from account_pool.admin.auth import MAX_CODES, MAX_FAILURES, Rules
 from account_pool.admin.http import MAX_BODY_BYTES
 from account_pool.admin.routes import ENDPOINTS
+from account_pool.admin.views import iso
 from account_pool.config.loader import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import line
+from account_pool.core.fleet import AboutProxy, ProxyRow
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.vendor_logins import VENDORS
 from account_pool.store.store import StoreError
 from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
+from tests.patience import PATIENCE_S
 from tests.proxy.helpers import account, secret
 
 FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
@@ -85,7 +90,55 @@ async def test_health_tells_of_tasks_that_failed(proxy, monkeypatch):
 async def test_health_tells_why_the_state_is_not_kept(proxy):
     assert told(await proxy.ask("/health"))["state_problem"] is None
     proxy.service.state_problem = lambda: "the state database x is locked"
-    assert told(await proxy.ask("/health"))["state_problem"] == "the state database x is locked"
+    for path in ("/health", "/account-pool"):
+        assert told(await proxy.ask(path))["state_problem"] == "the state database x is locked"
+
+
+async def test_proxies(proxy):
+    clock, fleet = proxy.clock, proxy.service.fleet
+    about = AboutProxy(
+        name="host-b:8080", instance="b", version="9.9", mitmproxy="12.3.1", uptime_s=60.0
+    )
+    rows = [
+        ProxyRow(proxy="b", about=about, seen_s=2.0, in_flight=3, is_running=True),
+        ProxyRow(proxy="c", about=AboutProxy(name="host-c"), seen_s=80.0, is_running=False),
+    ]
+    fleet.kind, fleet.port = "file", 8080
+    fleet.heard(rows, clock.now())
+    clock.advance(1)
+    answer = told(await proxy.ask("/proxies"))
+    mine, theirs, gone = answer["proxies"]
+    assert (mine["this"], mine["state"], mine["seen_s"]) == (True, "running", 0.0)
+    assert (mine["version"], mine["mitmproxy"]) == (__version__, version.VERSION)
+    assert theirs == {
+        "key": theirs["key"], "name": "host-b:8080", "this": False, "state": "running",
+        "version": "9.9", "mitmproxy": "12.3.1", "started_s": 63.0, "seen_s": 3.0, "workers": 1,
+        "started_at": iso(clock.wall_now() - 63), "seen_at": iso(clock.wall_now() - 3),
+        "in_flight": 3, "problem": None, "same_accounts": None,
+    }  # fmt: skip
+    assert (gone["name"], gone["state"], gone["version"]) == ("host-c", "gone", "unknown")
+    assert gone["started_at"] is None
+    assert answer["summary"] == {
+        "running": 2, "stopping": 0, "gone": 1, "unknown": 0, "in_flight": 3,
+    }  # fmt: skip
+    assert answer["versions"] == sorted([__version__, "9.9"])
+    file = {"kind": "file", "server": None, "problem": None, "is_known": True}
+    assert answer["store"] == file
+    fleet.kind, fleet.server = "engine", "state.example:6379"
+    assert told(await proxy.ask("/proxies"))["store"] == {
+        **file, "kind": "engine", "server": "state.example:6379",
+    }  # fmt: skip
+
+
+async def test_proxies_where_the_store_cannot_be_asked(proxy):
+    row = ProxyRow(proxy="b", about=AboutProxy(name="b"), seen_s=2.0, is_running=True)
+    proxy.service.fleet.heard([row], proxy.clock.now())
+    proxy.service.fleet.lost()
+    proxy.service.state_problem = lambda: "the state database x is locked"
+    answer = told(await proxy.ask("/proxies"))
+    assert [one["state"] for one in answer["proxies"]] == ["running", "unknown"]
+    assert answer["proxies"][0]["problem"] == answer["store"]["problem"]
+    assert (answer["store"]["is_known"], answer["summary"]["unknown"]) == (False, 1)
 
 
 async def test_decisions(proxy):
@@ -312,10 +365,10 @@ async def test_pin_a_session(proxy):
     assert proxy.service.pins.session_owner("openai", "abc") == AccountKey("openai", "two")
     # One that has not begun, by the client's own id.
     assert told(await proxy.ask("/sessions/pin", {**two, "session": "new"}))["key"] == "new:openai"
-    assert proxy.service.pins.is_pinned("openai", "new")
+    assert proxy.service.pins.pinned_to("openai", "new")
     # Closed, it is pinned no more.
     assert (await proxy.ask("/sessions/close", {"key": "abc:openai"})).status == 200
-    assert not proxy.service.pins.is_pinned("openai", "abc")
+    assert not proxy.service.pins.pinned_to("openai", "abc")
 
 
 @pytest.mark.parametrize(
@@ -487,7 +540,7 @@ async def test_a_dollar_sign_is_an_ordinary_character(tmp_path, token):
     write(proxy.main, FILE)
     assert (await proxy.ask("/account-pool/add", {**NEW, "token": token})).status == 201
     [_, added] = load(proxy.main, {"FAKE_VARIABLE": "read", "HOME": "read"}).accounts
-    assert added.source.read_now().reveal() == token.strip()
+    assert added.source.read_now().secret.reveal() == token.strip()
 
 
 async def test_a_login_is_taken_as_it_is_sent(tmp_path):
@@ -610,6 +663,15 @@ async def test_metrics_have_what_requests_cost_and_need_no_store(proxy, monkeypa
     assert b"account_pool_up 1.0" in answer.body
 
 
+async def test_metrics_do_not_wait_for_a_disk_that_hangs(proxy, monkeypatch):
+    monkeypatch.setattr(app, "COSTS_S", 0.0)
+    proxy.store_problem = asyncio.Event().wait
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await proxy.ask("/metrics")
+    assert answer.status == 200
+    assert b"account_pool_up 1.0" in answer.body
+
+
 # -- fresh figures
 
 
@@ -667,6 +729,46 @@ async def test_a_store_that_fails_or_hangs_keeps_no_account_from_view(proxy, mon
         proxy.store_problem = problem
         assert len(told(await proxy.ask("/account-pool"))["accounts"]) == 2
     # What is about nothing but its sums says why there are none.
-    refused = await proxy.ask("/usage")
-    assert (refused.status, code(refused)) == (503, "no_state")
-    assert told(refused)["error"]["message"] == "the disk has an error"
+    assert told(await proxy.ask("/usage"))["problem"] == "the disk has an error"
+
+
+async def test_decisions_of_all_proxies(proxy, tmp_path):
+    """Whichever is asked, and without the store what it knows."""
+    other = FakeProxy(tmp_path, "one", "two")
+    other.store = proxy.store
+    proxy.service.fleet.port, other.service.fleet.port = 8080, 8081
+    one, two = AccountKey("openai", "one"), AccountKey("openai", "two")
+    proxy.service.pool.health.mark_cooldown(one, LIMIT, now=proxy.clock.now())
+    await proxy.ask("/decisions")
+    other.service.pool.health.mark_cooldown(two, LIMIT, now=other.clock.now())
+
+    async def story(of):
+        said = told(await of.ask("/decisions"))
+        rows = [
+            (row["number"], row["proxy"].split(":")[1], row["account"]) for row in said["decisions"]
+        ]
+        return rows, said["next"], said["alone"]
+
+    both = [(2, "8081", "openai/two"), (1, "8080", "openai/one")]
+    assert await story(other) == await story(proxy) == (both, 2, False)
+    for lost in (None, Locked()):
+        proxy.store = lost
+        assert await story(proxy) == (both, 2, True)
+    await proxy.ask("/account-pool/disable", {"provider": "openai", "label": "one"})
+    (last, *_), upto, _ = await story(proxy)
+    assert (last, upto) == ((3, "8080", "openai/one"), 2), "it comes again once it is written"
+
+
+class Locked:
+    """A store that cannot be used."""
+
+    def __getattr__(self, _name):
+        raise StoreError("the state database is locked")
+
+
+async def test_a_log_that_has_begun_anew_is_shown_from_its_beginning(proxy):
+    proxy.service.pool.health.mark_cooldown(
+        AccountKey("openai", "one"), LIMIT, now=proxy.clock.now()
+    )
+    said = told(await proxy.ask("/decisions?since=700"))
+    assert ([row["number"] for row in said["decisions"]], said["next"]) == ([1], 1)

@@ -34,8 +34,23 @@ def pool(**states: str) -> dict[str, Any]:
     return {"accounts": accounts, "summary": {"total": len(accounts)}}
 
 
+def fleet(seen_s: float = 1.0, **more: Any) -> dict[str, Any]:
+    """What GET /proxies says of one that runs and one that is gone."""
+    proxies = [
+        {"key": "a", "state": "running", "seen_s": seen_s, "seen_at": f"1970-{seen_s}", **more},
+        {
+            "key": "b",
+            "state": "gone",
+            "seen_s": 60 + seen_s,
+            "seen_at": "1970",
+            "started_s": seen_s,
+        },
+    ]
+    return {"proxies": proxies, "versions": ["1.0"]}
+
+
 def decision(number: int, **more: Any) -> dict[str, Any]:
-    return {"number": number, "kind": "move", **more}
+    return {"number": number, "id": f"a-{number}", "kind": "move", **more}
 
 
 def read_events(data: bytes) -> list[tuple[str, Any]]:
@@ -51,42 +66,83 @@ def read_events(data: bytes) -> list[tuple[str, Any]]:
 class TestBoard:
     def test_only_what_differs_is_sent(self):
         board = Board()
-        board.update(pool(one="available", two="available"), HEALTH, [decision(1)])
+        board.update(pool(one="available", two="available"), HEALTH, fleet(), [decision(1)])
         change = board.update(
-            pool(one="cooling", two="available"), {**HEALTH, "uptime_s": 2.0}, [decision(1)]
+            pool(one="cooling", two="available"),
+            {**HEALTH, "uptime_s": 2.0},
+            fleet(),
+            [decision(1)],
         )
         assert list(change.accounts) == ["one"]
         assert (change.latest, change.decisions) == ({}, {})
 
     def test_what_counts_down_is_neither_sent_nor_a_difference(self):
         board = Board()
-        board.update(pool(one="cooling"), HEALTH, [])
+        board.update(pool(one="cooling"), HEALTH, fleet(), [])
         later = pool(one="cooling")
         later["accounts"][0]["cooldowns"][0]["remaining_s"] = 2.0
         later["accounts"][0]["look_up"]["age_s"] = 2.0
-        assert not board.update(later, HEALTH, [])
+        assert not board.update(later, HEALTH, fleet(), [])
         assert board.everything().accounts["one"]["cooldowns"] == [{"until_at": "2026"}]
+
+    def test_a_heartbeat_is_no_difference_and_what_a_proxy_does_is_one(self):
+        board = Board()
+        board.update(pool(), HEALTH, fleet(), [])
+        assert not board.update(pool(), HEALTH, fleet(2.0), [])
+        change = board.update(pool(), HEALTH, fleet(3.0, in_flight=1), [])
+        assert list(change.latest) == ["proxies"]
+        running, gone = change.latest["proxies"]["proxies"]
+        assert running == {"key": "a", "state": "running", "in_flight": 1}
+        assert gone == {"key": "b", "state": "gone", "seen_at": "1970"}
 
     def test_a_removed_account_and_a_decision_that_changed(self):
         board = Board()
-        board.update(pool(one="full", two="full"), HEALTH, [decision(1), decision(2)])
-        change = board.update(pool(two="full"), HEALTH, [decision(1, ended_at="x"), decision(2)])
+        board.update(pool(one="full", two="full"), HEALTH, fleet(), [decision(1), decision(2)])
+        change = board.update(
+            pool(two="full"), HEALTH, fleet(), [decision(1, ended_at="x"), decision(2)]
+        )
         assert change.accounts == {"one": None}
-        assert list(change.decisions) == [1]
+        assert list(change.decisions) == ["a-1"]
         name, said = read_events(change.events())[1]
         assert (name, said) == ("accounts", {"all": False, "accounts": [], "removed": ["one"]})
+
+    def test_a_decision_that_another_proxy_had_made_before_is_withdrawn(self):
+        board = Board()
+        board.update(pool(), HEALTH, fleet(), [decision(1), decision(2)])
+        change = board.update(pool(), HEALTH, fleet(), [{**decision(1), "times": 2}])
+        assert read_events(change.events()) == [
+            ("withdrawn", {"ids": ["a-2"]}),
+            ("decision", {**decision(1), "times": 2}),
+        ]
+        assert list(board.everything().decisions) == ["a-1"]
+
+    def test_older_decisions_than_are_read_are_not_withdrawn(self):
+        board, last = Board(), events.MAX_DECISIONS
+        rows = [decision(number) for number in range(last + 2)]
+        board.update(pool(), HEALTH, fleet(), rows[:last])
+        # Two more have come, and of those in between one is another's.
+        change = board.update(pool(), HEALTH, fleet(), [rows[1], *rows[3:]])
+        assert [name for name, row in change.decisions.items() if row is None] == ["a-2"]
 
 
 def test_what_a_slow_client_has_missed_is_merged_and_bounded():
     unsent = Change()
     for number in range(3 * events.MAX_DECISIONS):
         state = {"key": "one", "state": f"{number}"}
-        unsent.add(Change(accounts={"one": state}, decisions={number: decision(number)}))
+        unsent.add(Change(accounts={"one": state}, decisions={f"a-{number}": decision(number)}))
     sent = read_events(unsent.events())
     assert next(said for name, said in sent if name == "accounts")["accounts"] == [state]
     numbers = [said["number"] for name, said in sent if name == "decision"]
     assert numbers == list(range(2 * events.MAX_DECISIONS, 3 * events.MAX_DECISIONS))
     assert sent[-1] == ("lost", {})
+
+
+def test_what_is_withdrawn_before_a_slow_client_has_read_it():
+    unsent = Change(decisions={"a-1": decision(1)})
+    unsent.add(Change(decisions={"a-1": None}))
+    assert read_events(unsent.events()) == [("withdrawn", {"ids": ["a-1"]})]
+    unsent.add(Change(whole=True, decisions={"a-3": decision(3)}))
+    assert [name for name, _ in read_events(unsent.events())] == ["accounts", "decision"]
 
 
 def test_a_pool_that_takes_long_to_read_is_read_less_often():
@@ -96,7 +152,7 @@ def test_a_pool_that_takes_long_to_read_is_read_less_often():
 
 
 def test_line_breaks_end_no_event():
-    told = Change(decisions={1: decision(1, text="a\n\nevent: bye\r\u2028")}).events()
+    told = Change(decisions={"a-1": decision(1, text="a\n\nevent: bye\r\u2028")}).events()
     assert [name for name, _ in read_events(told)] == ["decision"]
 
 
@@ -111,7 +167,7 @@ class Reads:
         self.count += 1
         if self.error is not None:
             raise self.error
-        return self.pool, HEALTH, self.decisions
+        return self.pool, HEALTH, fleet(), self.decisions
 
 
 @pytest.fixture
@@ -136,7 +192,9 @@ async def take(stream: AsyncGenerator[bytes]) -> list[tuple[str, Any]]:
 async def test_all_clients_are_told_of_one_reading(reads):
     broadcaster = quick(reads)
     async with aclosing(broadcaster.listen()) as first, aclosing(broadcaster.listen()) as second:
-        assert [name for name, _ in await take(first)] == ["health", "summary", "accounts"]
+        assert [name for name, _ in await take(first)] == [
+            "health", "summary", "proxies", "accounts",
+        ]  # fmt: skip
         assert reads.count == 1
         told = dict(await take(second))
         assert told["accounts"]["all"] is True
@@ -204,6 +262,7 @@ async def test_the_pool_is_told_and_a_decision_at_once(proxy: FakeProxy):
     async with aclosing(response.chunks) as stream:
         told = dict(await take(stream))
         assert [one["key"] for one in told["accounts"]["accounts"]] == ["openai/one", "openai/two"]
+        assert [one["this"] for one in told["proxies"]["proxies"]] == [True]
         assert (
             await proxy.ask("/account-pool/disable", {"provider": "openai", "label": "one"})
         ).status == 200

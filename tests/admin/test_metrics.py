@@ -6,11 +6,15 @@ import math
 import sys
 
 import pytest
+from mitmproxy import version
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from account_pool import __version__
 from account_pool.admin import metrics
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By, Decision, Kind
+from account_pool.core.fleet import AboutProxy, ProxyRow, ProxyState
 from account_pool.core.headroom import Window
 from account_pool.core.instruments import DecisionCounter
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -132,6 +136,16 @@ def test_what_waits_and_a_state_in_memory(service):
     assert (found["account_pool_waiting",], found["account_pool_state_in_memory",]) == (1, 1)
 
 
+def test_how_late_news_are(service):
+    assert read(service)["account_pool_state_lag_seconds_count",] == 0
+    for lag_s in (0.004, 0.7):
+        service.measured.lag.observe(lag_s)
+    found = read(service)
+    assert found["account_pool_state_lag_seconds_bucket", "0.005"] == 1
+    assert found["account_pool_state_lag_seconds_bucket", "1.0"] == 2
+    assert found["account_pool_state_lag_seconds_sum",] == 0.704
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it")
 def test_figures_of_the_process(service):
     found = read(service)
@@ -183,3 +197,49 @@ def test_what_requests_cost_is_summed_over_days_and_bounded():
     after = found(sums | more)
     assert after.items() >= before.items()
     assert len(after) == len(before) + metrics.MAX_MODELS - 2 + 1
+
+
+def test_the_proxies_and_their_versions(service, clock):
+    def row(name, **more):
+        said = AboutProxy(name=name, instance=name, version="9.9", mitmproxy="12.3.1")
+        return ProxyRow(proxy=name, about=said, **{"seen_s": 2.0, "is_running": True, **more})
+
+    rows = [row("b:8080"), row("c:8080", is_running=False, seen_s=70.0), row("d:1", seen_s=None)]
+    service.fleet.port = 8080
+    service.fleet.heard(rows, clock.now())
+    clock.advance(1)
+    found, me = read(service), service.fleet.name
+    assert {state: found["account_pool_proxies", state] for state in ProxyState} == {
+        "running": 3, "stopping": 0, "gone": 1, "unknown": 0,
+    }  # fmt: skip
+    assert found["account_pool_proxy_info", "12.3.1", "b:8080", "9.9"] == 1
+    assert found["account_pool_proxy_info", version.VERSION, me, __version__] == 1
+    assert len([name for name in found if name[0] == "account_pool_proxy_info"]) == 3
+    age = "account_pool_proxy_heartbeat_age_seconds"
+    ages = {name[1]: found[name] for name in found if name[0] == age}
+    assert ages == {me: 0.0, "b:8080": 3.0, "c:8080": 71.0}
+
+
+def test_proxies_of_one_name_have_one_series(service, clock, monkeypatch):
+    said = AboutProxy(name="box:8080", version="1.0", mitmproxy="12.3.1")
+    rows = [ProxyRow(proxy=str(n), about=said, seen_s=float(n), is_running=True) for n in range(2)]
+    service.fleet.heard(rows, clock.now())
+    views = [replace(view, name="box:8080") for view in service.fleet.views()]
+    monkeypatch.setattr(service.fleet, "views", lambda: views)
+    text = metrics.written(list(metrics.read(service, DecisionCounter()))).decode()
+    lines = [line for line in text.splitlines() if line.startswith("account_pool_proxy_")]
+    series = [line.rpartition(" ")[0] for line in lines]
+    assert len(series) == len(set(series)) == 3
+
+
+def test_proxies_are_bounded_and_each_has_one_series(service, clock):
+    # Containers may have one host name.
+    said = [AboutProxy(name="box:8080", instance=str(n)) for n in range(100)]
+    rows = [
+        ProxyRow(proxy=str(n), about=one, seen_s=1.0, is_running=True) for n, one in enumerate(said)
+    ]
+    service.fleet.heard(rows, clock.now())
+    text = metrics.written(list(metrics.read(service, DecisionCounter()))).decode()
+    lines = [line for line in text.splitlines() if line.startswith("account_pool_proxy_info{")]
+    assert len(lines) == len(set(lines)) == metrics.MAX_PROXIES
+    assert read(service)["account_pool_proxies", "running"] == 101

@@ -14,9 +14,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from account_pool.admin.auth import TokenGuard
 from account_pool.admin.http import AdminRequest
-from account_pool.admin.openapi import document
+from account_pool.admin.openapi import SCHEMAS, document
 from account_pool.admin.routes import ENDPOINTS
-from account_pool.admin.schemas import SCHEMAS
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope

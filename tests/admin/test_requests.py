@@ -9,11 +9,12 @@ import pytest
 from account_pool.admin.requests import MAX_BUCKETS, MONTH_S, grouped
 from account_pool.core.prices import PriceRule, Prices
 from account_pool.store.store import StoreError
-from tests.admin.helpers import code, told
-from tests.store.test_sqlite_requests import row, write
+from tests.admin.helpers import FakeKnown, code, told
+from tests.store.request_samples import row, write
 
 #: 2023-11-14 22:30:00 UTC; now is 2023-11-14 22:30:00
 NOW = 1_700_001_000.0
+REFUSED = "the state engine x refused the connection"
 
 
 async def test_rows(proxy):
@@ -63,6 +64,9 @@ async def test_pages_end_and_followers_miss_nothing(proxy):
         seen += reversed([one["number"] for one in answer["requests"]])
         since = answer["next"]
     assert (seen, since) == ([1, 2, 3, 4, 5], 5)
+    # One who followed another history, which had more.
+    answer = told(await proxy.ask("/requests?limit=2&since=9"))
+    assert ([one["number"] for one in answer["requests"]], answer["next"]) == ([2, 1], 2)
 
 
 async def test_filters(proxy):
@@ -95,10 +99,45 @@ async def test_a_store_that_cannot_be_used_says_so(proxy):
     for path in ("/requests", "/requests/series"):
         answer = told(await proxy.ask(path))
         assert answer["problem"] == "the state database x is locked"
-    usage = await proxy.ask("/usage?group=tool")
-    assert (usage.status, code(usage)) == (503, "no_state")
-    # What is counted by day is known all the same.
-    assert (await proxy.ask("/usage?group=day")).status == 200
+    assert told(await proxy.ask("/usage?group=tool"))["problem"] == answer["problem"]
+
+
+async def test_without_the_store_it_says_what_it_knows_itself(proxy, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError(REFUSED)
+
+    async def refuse_sums() -> None:
+        refuse()
+
+    proxy.store_problem = refuse_sums
+    sums = {("2023-11-14", "openai/one", "gpt-5"): {"requests": 2.0, "input_tokens": 7.0}}
+    proxy.known = FakeKnown([row(NOW - 10), row(NOW - 5, tool="curl")], sums)
+    for name in ("read", "sums", "series"):
+        monkeypatch.setattr(proxy.store.requests, name, refuse)
+    answer = told(await proxy.ask("/requests"))
+    assert [one["tool"] for one in answer["requests"]] == ["curl", "codex"]
+    assert (answer["problem"], answer["next"]) == (REFUSED, 0)
+    # Who follows gets none of them again and again.
+    answer = told(await proxy.ask("/requests?since=17"))
+    assert (answer["requests"], answer["next"], answer["problem"]) == ([], 17, REFUSED)
+    answer = told(await proxy.ask("/requests/series"))
+    assert (sum(one["requests"] for one in answer["buckets"]), answer["problem"]) == (2, REFUSED)
+    answer = told(await proxy.ask("/usage?group=tool"))
+    assert {one["tool"] for one in answer["groups"]} == {"codex", "curl"}
+    assert answer["problem"] == REFUSED
+    answer = told(await proxy.ask("/usage"))
+    assert (answer["days"][0]["requests"], answer["problem"]) == (2, REFUSED)
+
+
+@pytest.mark.parametrize(
+    "kind, problem",
+    [(None, "the pool has no account yet"), ("engine", "the state is being opened")],
+)
+async def test_a_store_that_is_not_open_and_has_no_problem(proxy, kind, problem):
+    proxy.store = None
+    proxy.service.fleet.kind = kind
+    assert told(await proxy.ask("/requests"))["problem"] == problem
+    assert told(await proxy.ask("/requests?since=7"))["next"] == 7
 
 
 async def test_a_question_that_fails(proxy, monkeypatch):
@@ -106,9 +145,8 @@ async def test_a_question_that_fails(proxy, monkeypatch):
         raise StoreError("the state database x takes too long")
 
     monkeypatch.setattr(proxy.store.requests, "read", fail)
-    answer = await proxy.ask("/requests")
-    assert (answer.status, code(answer)) == (503, "no_state")
-    assert told(answer)["error"]["message"] == "the state database x takes too long"
+    answer = told(await proxy.ask("/requests"))
+    assert (answer["requests"], answer["problem"]) == ([], "the state database x takes too long")
 
 
 async def test_a_series_has_every_step(proxy):

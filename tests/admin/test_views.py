@@ -10,6 +10,7 @@ from account_pool.admin import views
 from account_pool.admin.views import AccountExtras, Clocks
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.fleet import AboutProxy, ProxyRow, view_fleet
 from account_pool.core.headroom import HeadroomSnapshot, Window
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -245,3 +246,14 @@ def test_usage_of_today():
 @pytest.mark.parametrize("at", [inf, -inf, nan, 1e20, -1e20])
 def test_what_is_no_date(at):
     assert views.iso(at) is None
+
+
+def test_the_last_heartbeat_of_a_proxy_was_at_one_instant_whenever_it_is_asked_for() -> None:
+    row = ProxyRow(proxy="b", about=AboutProxy(name="b"), seen_s=30.0, is_running=False)
+    found = set()
+    # Two clocks are read one after the other.
+    for later_s, between_s in ((0.0, 0.0002), (1.0, 0.0013), (2.0, 0.0001)):
+        proxies = view_fleet([row], AboutProxy(name="a"), 0, since_s=later_s)
+        clocks = Clocks(MOMENT.now + later_s, MOMENT.wall_now + later_s + between_s)
+        found.add(views.fleet_view(proxies, clocks, {})["proxies"][1]["seen_at"])
+    assert found == {"2026-11-21T11:59:30.000Z"}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from account_pool.admin import metrics
 from account_pool.admin.models import PinnedSession, SessionKey
 from account_pool.admin.routes import ENDPOINTS
-from account_pool.admin.views import number_at
 from account_pool.admin.workers import FOLLOWED, MERGED, follow, merge_metrics, values
 from account_pool.core.account import AccountKey
+from account_pool.workers import worker
+from tests.admin.helpers import FakeProxy, admin_request
 
 LIMIT_50 = SimpleNamespace(limit=50)
 
@@ -41,6 +44,22 @@ def test_health_counts_an_account_once() -> None:
     assert merged["failed_tasks"] == [{**task, "name": "worker 1: keeping"}]
     assert [worker["number"] for worker in merged["workers"]] == [1, 2]
     assert not {"worker", "busy_accounts"} & merged.keys()
+
+
+async def test_a_worker_that_was_started_again_says_since_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {
+        "number": 2, "count": 2, "launcher": 7, "instance": "of all", "channel": 0,
+        "started_at": -3600,
+    }  # fmt: skip
+    monkeypatch.setattr(worker, "LINK", worker.Link(about))
+    proxy = FakeProxy(tmp_path, "one", link=worker.LINK)
+    proxy.clock.advance(5)
+    said = await proxy.server.answer_worker(admin_request("/health").for_workers())
+    assert said["worker"]["uptime_s"] == 5.0
+    assert said["uptime_s"] == proxy.clock.now() + 3600
+    proxy.added.close()
 
 
 def test_health_knows_which_notification_did_not_arrive() -> None:
@@ -77,20 +96,32 @@ def test_what_is_in_flight_adds_up_and_what_all_know_does_not() -> None:
     assert merged["accounts"][0]["state"] == "full"
 
 
-def decision(number: int, by: str = "a refusal") -> dict[str, Any]:
-    return {"number": number, "kind": "cooldown", "account": "openai/a", "covers": None, "by": by}
+def test_the_pool_says_which_worker_is_alone() -> None:
+    mine, other = {**pool(), "state_problem": None}, {**pool(), "state_problem": "no answer"}
+    assert MERGED["accounts"](mine, [other], None)["state_problem"] == "no answer"
+    assert "state_problem" not in MERGED["accounts"](pool(), [pool()], None), "of one provider"
 
 
-def test_a_decision_is_said_once_and_none_is_missed() -> None:
-    mine = {"decisions": [decision(9_000_000), decision(2_000_000, "another proxy")], "next": 10**7}
-    theirs = {"decisions": [decision(1_900_000), decision(100, "another proxy")], "next": 8_000_000}
+def decision(id_: str, at: str, by: str = "a refusal") -> dict[str, Any]:
+    return {"id": id_, "at": at, "number": 1, "kind": "cooldown", "by": by}
+
+
+def test_of_decisions_each_worker_knows_all() -> None:
+    """All of them write into one log."""
+    mine = {"decisions": [decision("a-1", "2026-08-01")], "next": 1, "alone": False}
+    theirs = {"decisions": [decision("b-1", "2026-08-02")], "next": 2, "alone": False}
+    assert MERGED["decisions"](mine, [theirs], LIMIT_50) == mine
+
+
+def test_without_the_log_each_worker_has_its_own_decisions() -> None:
+    taken_over = decision("a-2", "2026-08-04", "another proxy")
+    mine = {"decisions": [taken_over, decision("a-1", "2026-08-01")], "next": 2, "alone": True}
+    theirs = {"decisions": [decision("b-1", "2026-08-03")], "next": 9, "alone": True}
     merged = MERGED["decisions"](mine, [theirs], LIMIT_50)
-    # The first one comes with the next question: of that time the other has not said all.
-    assert [row["number"] for row in merged["decisions"]] == [1_900_000]
-    assert merged["next"] == 8_000_000
-    outside = {"decisions": [decision(2_000_000, "another proxy")], "next": 10**7}
-    merged = MERGED["decisions"](outside, [{"decisions": [], "next": 10**7}], LIMIT_50)
-    assert len(merged["decisions"]) == 1, "it is from no worker"
+    assert [row["id"] for row in merged["decisions"]] == ["b-1", "a-1"]
+    assert merged["next"] == 2
+    lonely = MERGED["decisions"]({**mine, "decisions": [taken_over]}, [], LIMIT_50)
+    assert lonely["decisions"] == [taken_over], "it is from no worker"
 
 
 async def test_who_follows_says_that_it_does(proxy) -> None:
@@ -146,13 +177,6 @@ def test_metrics_of_workers_add_up() -> None:
     ]
 
 
-def test_two_decisions_of_one_moment_are_two() -> None:
-    numbers = [number_at(40_000.5, number) for number in (7, 8)]
-    assert numbers[0] < numbers[1] < number_at(40_000.500_01, 1)
-    # A year after the machine was started; JSON has no more.
-    assert number_at(365 * 86_400.0, 63) < 2**53
-
-
 async def test_a_session_is_pinned_at_all_workers(proxy):
     """Also at one that has not heard of it."""
     context = SimpleNamespace(actions=proxy.actions())
@@ -163,4 +187,4 @@ async def test_a_session_is_pinned_at_all_workers(proxy):
     await follow("pin_session", context, PinnedSession(provider="openai", label="two", session="x"))
     assert proxy.service.pins.session_owner("openai", "x") == two
     await follow("close_session", context, SessionKey(key="abc:openai"))
-    assert not proxy.service.pins.is_pinned("openai", "abc")
+    assert not proxy.service.pins.pinned_to("openai", "abc")

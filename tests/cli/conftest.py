@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.cli import processes, proxy_process
+from account_pool.cli import processes, shared
 from account_pool.cli.environment import ALL_VARIABLES
 from account_pool.cli.places import Places
 from account_pool.cli.processes import Launch, read_record
 from account_pool.demo.certificates import make_certificate
 from tests.cli import stub_proxy
 from tests.e2e import harness
+from tests.store.servers import shared_servers
+
+__all__ = ["shared_servers"]
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         arguments = [str(places.port), str(tmp_path), *launch.arguments]
         return [sys.executable, stub_proxy.__file__, *arguments]
 
-    monkeypatch.setattr(proxy_process, "command", command)
+    monkeypatch.setattr(shared, "command", command)
     (tmp_path / "accounts.json").write_text(json.dumps({"accounts": [], "summary": {}}))
     return tmp_path
 

@@ -3,7 +3,8 @@
 Run as a program: `stub_proxy.py PORT FOLDER`. Files in FOLDER change what it does:
 `accounts.json` (the answer of GET /account-pool), `dies` (it ends at once), `mute`
 (it never answers), `busy`, `empty` (it has no account), `accounts_file` (whose text it
-names, as it is when it starts).
+names, as it is when it starts), `token` (whoever reads must send it), `proxies.json` (the answer
+of GET /proxies).
 """
 
 from __future__ import annotations
@@ -27,11 +28,19 @@ class Pages(BaseHTTPRequestHandler):
             size = 0 if (folder / "empty").exists() else 1
             answer = {"instance": INSTANCE, "ready": True, "busy": int(busy), "size": size}
             answer["accounts_file"] = SOURCE
+        elif (folder / "token").exists() and self.headers["authorization"] != (
+            f"Bearer {(folder / 'token').read_text()}"
+        ):
+            code = "wrong_token" if self.headers["authorization"] else "no_token"
+            return self._answer(401, {"error": {"code": code, "message": "the token is needed"}})
+        elif self.path == "/proxies" and (folder / "proxies.json").exists():
+            answer = json.loads((folder / "proxies.json").read_text())
         elif self.path.startswith("/decisions"):
-            answer = {"decisions": [], "next": 0}
+            written = folder / "decisions.json"
+            answer = json.loads(written.read_text()) if written.exists() else {"decisions": []}
         else:
             answer = json.loads((folder / "accounts.json").read_text())
-        self._answer(200, answer)
+        return self._answer(200, answer)
 
     def do_POST(self) -> None:
         """It knows no account."""

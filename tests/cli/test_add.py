@@ -17,6 +17,7 @@ from account_pool.config.accounts_file import own_file, trust_store
 from account_pool.config.loader import load
 from account_pool.core.credential import Secret
 from account_pool.credentials.keychain import KeychainSource
+from account_pool.credentials.sources import Reading
 from account_pool.providers.registry import BUILT_IN
 
 KEY = "sk-fake-added-000"
@@ -48,7 +49,7 @@ def test_a_key_that_is_piped_is_stored_for_its_owner_only(piped, capsys):
     assert run(["add", "OpenAI", " My Work "]) == 0
     entry = only_account()
     assert str(entry.account.key) == "openai/my-work"
-    assert entry.source.read_now().reveal() == KEY
+    assert entry.source.read_now().secret.reveal() == KEY
     assert own_file().stat().st_mode & 0o777 == 0o600
     assert own_file().parent.stat().st_mode & 0o777 == 0o700
     out, err = capsys.readouterr()
@@ -69,7 +70,7 @@ def test_on_a_terminal_it_is_asked_for_and_not_shown(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(getpass, "getpass", typed)
     assert run(["add", "openai", "work"]) == 0
-    assert only_account().source.read_now().reveal() == KEY
+    assert only_account().source.read_now().secret.reveal() == KEY
     assert asked == ["Key of openai/work (it is not shown): "]
     assert KEY not in "".join(capsys.readouterr())
 
@@ -86,7 +87,7 @@ def test_a_key_may_stay_where_it_is(home, monkeypatch):
     assert "file: ~/work/key.json" in text
     assert KEY not in text
     accounts = load(own_file(), os.environ).accounts
-    assert [entry.source.read_now().reveal() for entry in accounts] == [KEY, KEY]
+    assert [entry.source.read_now().secret.reveal() for entry in accounts] == [KEY, KEY]
 
 
 def test_a_dollar_in_a_key_is_no_variable(piped):
@@ -95,7 +96,7 @@ def test_a_dollar_in_a_key_is_no_variable(piped):
     piped.write("sk-fake-${HOME}-$1")
     piped.seek(0)
     assert run(["add", "openai", "work"]) == 0
-    assert only_account().source.read_now().reveal() == "sk-fake-${HOME}-$1"
+    assert only_account().source.read_now().secret.reveal() == "sk-fake-${HOME}-$1"
 
 
 KEY_PROVIDERS = sorted(set(BUILT_IN) - {"codex", "gemini-cli"})
@@ -112,7 +113,7 @@ def test_every_provider_with_a_key(provider, piped, capsys):
     host = known.hosts[0] if known.host_per_account else None
     like = ["--host", f"mine.{host.host}" if host and host.subdomains else str(host and host.host)]
     assert run(["add", provider, "work", *(like if host else [])]) == 0, capsys.readouterr()
-    assert only_account().source.read_now().reveal() == key
+    assert only_account().source.read_now().secret.reveal() == key
 
 
 def test_it_goes_to_the_file_in_use(home, piped, capsys):
@@ -251,8 +252,8 @@ def test_a_key_that_stays_where_it_is_tells_it_too(home, monkeypatch):
 
 
 def test_an_item_of_the_keychain(monkeypatch):
-    async def read(source: KeychainSource) -> Secret:
-        return Secret("gsk_fake" if source.pointer == "/key" else "none")
+    async def read(source: KeychainSource) -> Reading:
+        return Reading(secret=Secret("gsk_fake" if source.pointer == "/key" else "none"))
 
     monkeypatch.setattr(KeychainSource, "read", read)
     assert run(["add", "--keychain", "my groq", "--pointer", "/key"]) == 0

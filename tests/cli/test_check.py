@@ -14,6 +14,7 @@ from account_pool.cli.main import run
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Confirmed, own_file, trust_store
 from account_pool.config.loader import load
+from account_pool.config.shapes import json_schema
 from tests.e2e.harness import free_port
 
 ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
@@ -181,6 +182,13 @@ def test_as_json_for_programs(here, capsys):
     assert "sk-fake" not in json.dumps(value)
 
 
+def test_the_schema_for_editors_needs_no_account(here, capsys):
+    assert run(["check", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == json_schema()
+    assert {"provider", "label", "token"} <= schema["$defs"]["AccountShape"]["properties"].keys()
+
+
 LONG = """accounts:
   - {provider: openai, label: a-label-as-long-as-somebody-may-want-it, token: sk-fake-one-000}
   - {provider: gemini, label: two, token: AIza-fake, enabled: false, priority: 3, models: [g*]}
@@ -200,3 +208,56 @@ def test_accounts_at_each_width(tmp_path, width, lines):
             "gemini/two",
             "off, priority 3, models g*",
         ]
+
+
+def with_state(state: str) -> str:
+    return f"{ONE}pool: {{state: '{state}'}}\n"
+
+
+def test_the_state_engine_is_asked_how_it_is(capsys, shared_servers):
+    server = shared_servers("redis")
+    write(own_file(), with_state(server.url("check")))
+    assert run(["check"]) == 1, "it would lose logins"
+    out, err = capsys.readouterr()
+    assert "state: Redis " in out
+    assert f"at 127.0.0.1:{server.port}, pool check" in out
+    assert "account-pool: state: it keeps nothing on its disk" in err  # it fails for that
+    assert "CONFIG SET appendonly yes" in err
+    assert run(["check", "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)["state"]
+    assert facts[0]["level"] == "ok"
+    assert run(["doctor"]) == 1
+    assert "bad   state         it keeps nothing on its disk" in capsys.readouterr().out
+
+
+def test_a_state_engine_that_is_away_is_said(capsys, monkeypatch):
+    pytest.importorskip("redis")
+    monkeypatch.setenv("FAKE_PASSWORD", "fake-password-hunter2")
+    port = free_port()
+    write(own_file(), with_state(f"redis://pool@localhost:{port}/?password=env:FAKE_PASSWORD"))
+    for command in ("check", "doctor"):
+        assert run([command]) == 1
+        said = "".join(capsys.readouterr())
+        assert f"the state engine localhost:{port} cannot be reached: the connection was" in said
+        assert "hunter2" not in said
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown(capsys):
+    write(own_file(), with_state("rediss://pool:fake-hunter2@db.example/"))
+    assert run(["check"]) == 1
+    said = "".join(capsys.readouterr())
+    assert "password=env:VARIABLE" in said
+    assert "hunter2" not in said
+
+
+ARGUMENTS = {"add": ["openai", "work"], "remove": ["openai/work"]}
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no endless file")
+@pytest.mark.parametrize("command", ["check", "list", "doctor", "add", "remove"])
+def test_an_endless_file_is_one_error(capsys, monkeypatch, command):
+    monkeypatch.setattr("sys.stdin", io.StringIO("sk-fake-000"))
+    words = [*ARGUMENTS.get(command, ()), "--accounts-file", "/dev/zero"]
+    assert run([command, *words]) == 1
+    said = "".join(capsys.readouterr())
+    assert said.count("is a device, not a file") == said.count("/dev/zero") == 1

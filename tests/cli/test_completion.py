@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
+from socket import create_server
 
 import pytest
 
-from account_pool.cli.completion import accounts
+from account_pool.cli import api
+from account_pool.cli.arguments import keys
 
 FILE = "accounts:\n  - {provider: openai, label: work, token: sk-fake-000}\n"
 
@@ -41,8 +44,28 @@ def test_accounts_are_offered_by_their_file(places, tmp_path, monkeypatch):
     path.touch(mode=0o600)
     path.write_text(FILE)
     monkeypatch.setenv("ACCOUNT_POOL_ACCOUNTS", str(path))
-    monkeypatch.setattr("account_pool.cli.completion.DEFAULT_PORT", places.port)
-    assert list(accounts("OPEN")) == ["openai/work"]
-    assert list(accounts("gemini")) == []
+    monkeypatch.setattr("account_pool.cli.arguments.DEFAULT_PORT", places.port)
+    assert keys("OPEN") == ["openai/work"]
+    assert keys("gemini") == []
     path.write_text("no accounts")
-    assert list(accounts("")) == []
+    assert keys("") == []
+
+
+def test_a_port_that_hangs_is_not_waited_for(places, tmp_path, monkeypatch):
+    path = tmp_path / "accounts.yaml"
+    path.touch(mode=0o600)
+    path.write_text(FILE)
+    monkeypatch.setenv("ACCOUNT_POOL_ACCOUNTS", str(path))
+    monkeypatch.setattr("account_pool.cli.arguments.DEFAULT_PORT", places.port)
+    waits = []
+    connect = api.PoolConnection.__init__
+
+    def note(connection, port, timeout_s=api.ASK_S, **how):
+        waits.append(timeout_s)
+        connect(connection, port, timeout_s, **how)
+
+    monkeypatch.setattr(api.PoolConnection, "__init__", note)
+    with closing(create_server(("127.0.0.1", places.port))):
+        assert keys("open") == ["openai/work"]
+    assert len(waits) == 1
+    assert waits[0] <= 1

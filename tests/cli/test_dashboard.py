@@ -8,8 +8,8 @@ import webbrowser
 import pytest
 
 from account_pool.cli import api
-from account_pool.cli.dashboard import open_dashboard
 from account_pool.cli.main import run
+from account_pool.cli.manage import open_dashboard
 
 LINK = {"url": "http://127.0.0.1:8080/#code=fake-code", "expires_in_s": 60.0}
 DISPLAY = {"DISPLAY": ":0"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import closing
 from socket import AF_INET6, create_server
 
 import pytest
 
-from account_pool.cli import bundle, ca, doctor
+from account_pool.cli import certificates, doctor
 from account_pool.cli.main import run
 from account_pool.cli.processes import Launch, Listener, listeners
 from account_pool.cli.shared import SharedProxy
@@ -137,7 +138,7 @@ def test_what_trusts_the_certificate(places, tmp_path, monkeypatch, capsys):
     """Which of the system's store and SSL_CERT_FILE holds it, and not more than that."""
     own = places.authority.read_text()
     system, named = tmp_path / "system.pem", tmp_path / "named.pem"
-    monkeypatch.setattr(bundle, "system_store", lambda: system)
+    monkeypatch.setattr(certificates, "system_store", lambda: system)
     monkeypatch.setenv("SSL_CERT_FILE", str(named))
 
     def said(in_system: str, in_named: str) -> str:
@@ -148,9 +149,9 @@ def test_what_trusts_the_certificate(places, tmp_path, monkeypatch, capsys):
         return next(line for line in lines if " trust" in line)
 
     assert "no program trusts it by itself" in said("", "")
-    system_text = f"programs that use {ca.SYSTEM} trust it"
+    system_text = f"programs that use {certificates.SYSTEM} trust it"
     named_text = "programs that use SSL_CERT_FILE of this shell trust it"
-    both = f"programs that use {ca.SYSTEM} or SSL_CERT_FILE of this shell trust it"
+    both = f"programs that use {certificates.SYSTEM} or SSL_CERT_FILE of this shell trust it"
     assert said(own, "").endswith(system_text)
     assert said("", own).endswith(named_text)
     assert said(own, own).endswith(both)
@@ -168,6 +169,21 @@ def test_a_state_database_that_is_a_folder(findings, places):
     code, found = findings()
     assert code == 1
     assert "is not a file" in found[0]
+
+
+@pytest.mark.parametrize("how", ["file", "nowhere"])
+def test_a_directory_that_is_none_or_cannot_be_made(findings, places, monkeypatch, how):
+    shutil.rmtree(places.confdir)
+    if how == "file":
+        places.confdir.touch()
+        said = "is not a directory, and no proxy can start"
+    else:
+        real, above = os.access, places.confdir.parent
+        monkeypatch.setattr(os, "access", lambda path, mode: path != above and real(path, mode))
+        said = "does not exist, and cannot be made in"
+    code, found = findings()
+    assert code == 1
+    assert any(said in one for one in found)
 
 
 def test_ways_past_the_pool(findings, monkeypatch):
@@ -233,7 +249,8 @@ def test_each_credential_is_named_and_none_shown(findings, tmp_path, places, cap
     run(["doctor", "-p", str(places.port), "--accounts-file", str(tmp_path / "mine.yaml")])
     out = capsys.readouterr().out
     assert "gemini/two: env MY_KEY" in out
-    assert "xai/spare: accounts.yaml, off (enabled: false)" in out
+    assert f"openai/work: {tmp_path / 'mine.yaml'}\n".replace(str(tmp_path), "~") in out
+    assert "xai/spare: ~/mine.yaml, off (enabled: false)" in out
     assert "sk-fake" not in out
 
 
@@ -367,3 +384,44 @@ def test_a_notification_that_did_not_arrive(findings, monkeypatch):
     assert code == 1
     text = "the last notification did not arrive: it answered with status 404"
     assert f"bad notify https://hooks.example.com: {text} the next one tries again" in found
+
+
+def test_accounts_that_were_added_are_in_a_file_of_their_own(places, tmp_path, capsys):
+    added = places.confdir / "account-pool.sqlite.accounts.yaml"
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    added.write_text(GOOD.replace("work", "added"))
+    run(["doctor", "-p", str(places.port), "--accounts-file", str(tmp_path / "mine.yaml")])
+    out = capsys.readouterr().out
+    assert "openai/work: ~/mine.yaml\n" in out
+    assert f"openai/added: ~/.mitmproxy/{added.name}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("store", "found"),
+    [
+        (
+            {"kind": "engine", "server": "db.example:6379", "problem": None},
+            ["note state the proxy that runs keeps it in an engine at db.example:6379; here"],
+        ),
+        (
+            {"kind": "engine", "server": None, "problem": "it does not answer"},
+            ["bad state the proxy that runs: it does not", "note state the proxy that runs keeps"],
+        ),
+        ({"kind": "memory", "server": None}, ["note state the proxy that runs keeps it in memory"]),
+        ({"kind": "a new one"}, ["note state the proxy that runs keeps it in a new one; here a"]),
+        ({"kind": "file", "server": None, "problem": None}, ["bad state others can read"]),
+        (None, ["bad state others can read"]),
+    ],
+)
+def test_a_proxy_keeps_its_state_elsewhere(findings, running, places, store, found):
+    """Of a file that is not used nothing is said."""
+    stub = places.confdir.parent
+    state = places.confdir / "account-pool.sqlite"
+    state.write_bytes(b"")
+    state.chmod(0o644)
+    (stub / "proxies.json").write_text(json.dumps({"proxies": [], "store": store}))
+    running()
+    said = [line for line in findings()[1] if " state " in line]
+    assert [line.startswith(text) for line, text in zip(said, found, strict=True)] == [
+        True for _ in found
+    ]

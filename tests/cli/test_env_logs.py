@@ -11,11 +11,14 @@ import threading
 
 import pytest
 
-from account_pool.cli import api, history, proxy_process
+from account_pool.cli import api, history, shared
 from account_pool.cli.environment import ALL_VARIABLES
 from account_pool.cli.main import run
 from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
+from tests.cli import pools
+
+ACCOUNT = pools.account("a/b")
 
 
 @pytest.fixture
@@ -51,6 +54,25 @@ def test_env_names_every_variable_in_every_shell(places, capsys, shell):
         assert name in out
     assert err.startswith(f"account-pool: no proxy answers at 127.0.0.1:{places.port}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_log_or_a_certificate_that_is_a_pipe_is_not_waited_for(places, capsys):
+    places.authority.unlink(missing_ok=True)
+    for path, command in ((places.log, "logs"), (places.authority, "ca")):
+        os.mkfifo(path)
+        assert run([command, "-p", str(places.port)]) == 1
+        assert "it is a pipe, not a file" in capsys.readouterr().err
+        path.unlink()
+
+
+def test_a_directory_of_ours_that_is_a_file_is_one_line(places, capsys):
+    shutil.rmtree(places.confdir)
+    places.confdir.touch()
+    assert run(["run", "-p", str(places.port), "--", "true"]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"{places.confdir}: it is not a directory; move it away\n"
+    )
 
 
 def test_env_of_a_home_that_cannot_be_written_is_one_line(places, capsys):
@@ -134,7 +156,7 @@ def test_logs_without_one_says_where_it_would_be(places, capsys):
 def test_logs_follow_what_is_written_also_into_a_new_file(places, capsys, monkeypatch):
     places.log.write_text("first\n")
     todo = [
-        lambda: proxy_process.note(places, "second"),
+        lambda: shared.note(places, "second"),
         lambda: (
             places.log.rename(places.log.with_suffix(".old")),
             places.log.write_text("third\n"),
@@ -179,3 +201,43 @@ def test_a_guarded_pool_is_told_from_a_stranger(places, monkeypatch):
     monkeypatch.setattr(api, "_exchange", lambda *_request: (401, {"error": {}}))
     with pytest.raises(api.NoAnswer, match="proxyauth"):
         api.accounts(places.port)
+
+
+@pytest.mark.parametrize(
+    "words", [["usage"], ["requests"], ["decisions"], ["list"], ["pin"], ["status"]], ids=" ".join
+)
+def test_where_reading_requires_the_token_it_is_sent(proxy, places, stub, capsys, words):
+    (stub / "token").write_text("fake-token")
+    answer = {"accounts": [ACCOUNT], "summary": {}}
+    (stub / "accounts.json").write_text(json.dumps({**answer, "sessions": []}))
+    assert run([*words, "-p", str(places.port)]) == 1
+    assert "requires its admin token because proxyauth is set" in capsys.readouterr().err
+    (places.confdir / "account-pool-admin-token").write_text("fake-token\n")
+    assert run([*words, "-p", str(places.port)]) == 0
+    # Whoever may read is not yet somebody whose tool may choose its account.
+    assert run(["env", "-p", str(places.port), "--shell", "bash", "--account", "a/b"]) == 1
+    assert "its proxyauth is set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "lacks"),
+    [
+        (["requests"], {"requests": [{"at": "2026-08-01T12:00:00Z"}]}, "tokens"),
+        (["decisions"], {"decisions": [{"at": "2026-08-01T12:00:00Z"}]}, "text"),
+        (["usage"], {"groups": [{"requests": 1}]}, "account"),
+        (["pin"], {}, "sessions"),
+        (["list"], {"accounts": [{"key": "a/b"}], "summary": {}}, "state"),
+    ],
+    ids=["requests", "decisions", "usage", "pin", "list"],
+)
+def test_what_an_answer_lacks_is_one_line(proxy, capsys, words, answer, lacks):
+    """As that of a version which is not known here."""
+    places = proxy.places
+    stub = places.confdir.parent
+    (stub / "accounts.json").write_text(json.dumps(answer))
+    (stub / "decisions.json").write_text(json.dumps(answer))
+    assert run([*words, "-p", str(places.port)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"account-pool: the answer of the proxy has no '{lacks}': it may be of")
+    assert err.count("\n") == 1

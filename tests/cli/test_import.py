@@ -506,7 +506,7 @@ def test_all_of_it_is_written_or_nothing(home, capsys, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_text("accounts: [{provider: openai, label: a, token: sk-a}]\n")
     before = file.read_text()
-    monkeypatch.setattr("account_pool.config.edit._put_in_place", full)
+    monkeypatch.setattr("account_pool.config.edit.put_in_place", full)
     assert run(["import", "teamclaude.json", "--yes"]) == 1
     assert "the disk is full" in capsys.readouterr().err
     assert file.read_text() == before

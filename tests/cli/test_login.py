@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.cli import login as module
+from account_pool.cli import add as module
 from account_pool.cli.main import run
 from account_pool.config.loader import load
 from account_pool.credentials import keychain
@@ -110,8 +110,8 @@ def test_an_account_refers_to_what_the_tool_stored(home, tool):
     assert run(["login", "--from", tool, "--label", "Mine"]) == 0
     entry = account(home)
     assert str(entry.account.key) == f"{PROVIDERS[tool]}/mine"
-    secret = entry.source.read_now()
-    assert secret is not None and secret.reveal() in TOKENS
+    reading = entry.source.read_now()
+    assert reading is not None and reading.secret.reveal() in TOKENS
     text = (home / OWN).read_text()
     assert f"file: ~/{FILES[tool][0]}" in text
     assert not [token for token in TOKENS if token in text]
@@ -146,8 +146,8 @@ def test_a_copy_is_refreshed_by_us_and_says_what_follows(home, capsys, tool):
 @pytest.mark.usefixtures("quiet")
 def test_a_copy_of_a_token_that_does_not_change_is_that_token(home):
     assert run(["login", "--from", "copilot", "--copy"]) == 0
-    secret = account(home).source.read_now()
-    assert secret is not None and secret.reveal() == "gho_fake000"
+    reading = account(home).source.read_now()
+    assert reading is not None and reading.secret.reveal() == "gho_fake000"
 
 
 def test_a_copy_that_cannot_be_refreshed_is_refused(home, capsys):
@@ -275,8 +275,8 @@ def test_a_login_to_github(home, capsys, github):
     assert run(["login", "copilot", "--label", "me", "--base-url", base]) == 0
     entry = account(home)
     assert str(entry.account.key) == "copilot/me"
-    secret = entry.source.read_now()
-    assert secret is not None and secret.reveal() == "gho_fake000"
+    reading = entry.source.read_now()
+    assert reading is not None and reading.secret.reveal() == "gho_fake000"
     if os.name == "posix":
         assert (home / OWN).stat().st_mode & 0o777 == 0o600
     out, err = capsys.readouterr()

@@ -12,8 +12,8 @@ import typer
 
 from account_pool import demo
 from account_pool.cli import main as entry
+from account_pool.cli.add import INTERRUPTED
 from account_pool.cli.commands import _LINES, app
-from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import run
 from account_pool.version import __version__
 
@@ -121,7 +121,7 @@ def test_check_of_a_file_that_does_not_exist(capsys, tmp_path):
 
 
 def test_the_demos_exit_code_is_ours(monkeypatch):
-    monkeypatch.setattr(demo, "run", lambda: 7)
+    monkeypatch.setattr("account_pool.demo.failover.run_demo", lambda: 7)
     assert run(["demo"]) == 7
 
 
@@ -130,7 +130,7 @@ def test_ctrl_c_is_exit_code_130_and_no_traceback(monkeypatch, capsys, told):
     def interrupted() -> int:
         raise told
 
-    monkeypatch.setattr(demo, "run", interrupted)
+    monkeypatch.setattr("account_pool.demo.failover.run_demo", interrupted)
     assert run(["demo"]) == INTERRUPTED == 130
     assert capsys.readouterr().err in ("", "account-pool: interrupted\n")
 
@@ -214,7 +214,8 @@ def test_without_a_proxy_it_is_a_failure_and_no_output(words, places, capsys):
         ["pin", "a", "openai/b", "--off"], ["usage", "--json", "--csv"], ["completion", "csh"],
         ["run", "--account", "nonsense", "--", "true"], ["add", "a", "b", "c"],
         ["run", "--account", "openai/a", "--account", "openai/b", "--", "true"],
-        ["list", "--port", "0"], ["nonsense"],
+        ["list", "--port", "0"], ["nonsense"], ["usage", "--refresh", "--model", "gpt-5"],
+        ["usage", "--refresh", "--by", "day"], ["usage", "--refresh", "--from", "24h"],
     ],
     ids=" ".join,
 )  # fmt: skip

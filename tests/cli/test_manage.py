@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.cli import api
+from account_pool.cli import api, history
 from account_pool.cli.accounts import nearest
 from account_pool.cli.history import as_table
 from account_pool.cli.main import run
@@ -232,9 +232,69 @@ def test_no_decision_is_not_silence(running, capsys):
     assert run(["decisions", "-p", str(running), "--account", "OpenAI/work"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "account-pool: no decision about openai/work since the proxy started\n"
+    assert err == "account-pool: no decision about openai/work so far\n"
     assert run(["decisions", "-p", str(running), "--account", "work"]) == 1
     assert "write provider/label" in capsys.readouterr().err
+
+
+def told(monkeypatch, *answers):
+    """Have a proxy say these; then the user leaves."""
+    said = iter(answers)
+
+    def ask(_port, _target):
+        if (answer := next(said, None)) is None:
+            raise KeyboardInterrupt
+        return {"decisions": answer, "next": 1, "alone": False}
+
+    monkeypatch.setattr(history.api, "ask", ask)
+    monkeypatch.setattr(history.api, "name", lambda _port: "here")
+    monkeypatch.setattr(history.time, "sleep", lambda _s: None)
+
+
+def decision(name, proxy="here"):
+    return {"id": name, "number": 1, "at": "2026-08-01T12:00:00Z", "text": name, "proxy": proxy}
+
+
+def test_decisions_that_come_again_are_shown_once(monkeypatch, capsys):
+    told(monkeypatch, [decision("a")], [decision("b"), decision("a")], [decision("b")])
+    assert run(["decisions", "-f"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
+
+
+def test_that_decisions_of_other_proxies_are_missing_is_said_once(monkeypatch, capsys):
+    said = iter([True, True, False, True])
+    told(monkeypatch, *[[]] * 4)
+    ask = history.api.ask
+    monkeypatch.setattr(history.api, "ask", lambda *to: {**ask(*to), "alone": next(said)})
+    assert run(["decisions", "-f"]) == 0
+    assert capsys.readouterr().err.count("what other proxies decide is missing") == 2
+
+
+def test_of_several_proxies_each_decision_names_its_own(monkeypatch, capsys):
+    told(monkeypatch, [decision("b", "there"), decision("a", "here")])
+    assert run(["decisions"]) == 0
+    shown = [line.split(maxsplit=2)[-1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["[here] a", "[there] b"]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"), [("there", "[there] a"), ("here", "a"), ("here/2", "a")]
+)
+def test_decisions_of_another_proxy_alone_name_it(monkeypatch, capsys, proxy, shown):
+    told(monkeypatch, [decision("a", proxy)])
+    assert run(["decisions"]) == 0
+    assert capsys.readouterr().out.split(maxsplit=2)[-1] == f"{shown}\n"
+
+
+def test_decisions_of_an_older_proxy_are_shown(monkeypatch, capsys):
+    old = {"number": 1, "at": "2026-08-01T12:00:00Z", "text": "old"}
+    told(monkeypatch, [old])
+    assert run(["decisions"]) == 0
+    assert capsys.readouterr().out.endswith(" old\n")
+    # As of one that has been started in the place of a newer one.
+    told(monkeypatch, [decision("new")], [old])
+    assert run(["decisions", "-f"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["new", "old"]
 
 
 def test_a_wrong_port_names_the_right_one(running, capsys):

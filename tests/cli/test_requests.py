@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from account_pool.cli import requests
-from account_pool.cli.history import show_left
-from account_pool.cli.requests import aligned, cells, instant
+from account_pool.cli import api, history
+from account_pool.cli.history import aligned, cells, instant, show_left
 
 ROW = {
     "number": 1, "at": "2026-08-01T12:00:00.000Z", "provider": "openai", "account": "openai/work",
@@ -76,9 +75,9 @@ def test_whoever_follows_sees_each_once(monkeypatch, capsys):
             raise KeyboardInterrupt
         return answers.pop(0)
 
-    monkeypatch.setattr(requests.api, "ask", ask)
-    monkeypatch.setattr(requests, "_EVERY_S", 0)
-    assert requests.show_requests(1, {"tool": "x"}, lines=5, follow=True, as_json=False) == 0
+    monkeypatch.setattr(history.api, "ask", ask)
+    monkeypatch.setattr(history, "_EVERY_S", 0)
+    assert history.show_requests(1, {"tool": "x"}, lines=5, follow=True, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[5] for line in lines] == ["codex", "codex", "curl"]
     assert asked == [
@@ -87,10 +86,74 @@ def test_whoever_follows_sees_each_once(monkeypatch, capsys):
     ]
 
 
+@pytest.mark.parametrize("show", ["requests", "decisions"])
+def test_whoever_follows_waits_for_a_proxy_that_is_started_again(monkeypatch, capsys, show):
+    decision = {"id": 1, "at": "2026-08-01T12:00:00Z", "text": "the first"}
+    answers = [
+        {"requests": [ROW], "decisions": [decision], "next": 1},
+        api.NoProxy("no proxy answers"),
+        api.NoProxy("no proxy answers"),
+        api.NoAnswer("it does not answer in time"),
+        {
+            "requests": [{**ROW, "number": 2}],
+            "decisions": [{**decision, "id": 2, "text": "the second"}],
+            "next": 2,
+        },
+    ]
+    asked: list[str] = []
+
+    def ask(_port: int, path: str) -> dict[str, object]:
+        asked.append(path.partition("since=")[2])
+        if not answers:
+            raise KeyboardInterrupt
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(api, "ask", ask)
+    monkeypatch.setattr(history, "_EVERY_S", 0)
+    if show == "requests":
+        assert history.show_requests(1, {}, lines=5, follow=True, as_json=False) == 0
+    else:
+        every = {"account": None, "kind": None}
+        assert history.show_decisions(1, lines=5, follow=True, as_json=False, **every) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2
+    assert said.err == "account-pool: no proxy answers\naccount-pool: it does not answer in time\n"
+    assert asked[1:] == ["1", "1", "1", "1", "2"]
+
+
 def test_a_store_that_cannot_be_asked_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(requests.api, "ask", lambda *_: {"requests": [], "problem": "it is locked"})
-    assert requests.show_requests(1, {}, lines=5, follow=False, as_json=False) == 1
+    monkeypatch.setattr(history.api, "ask", lambda *_: {"requests": [], "problem": "it is locked"})
+    assert history.show_requests(1, {}, lines=5, follow=False, as_json=False) == 1
     assert capsys.readouterr().err == "account-pool: it is locked\n"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_the_proxy_knows_without_its_store_is_shown_as_a_part(monkeypatch, capsys, as_json):
+    told = {"requests": [ROW], "groups": [{"tool": "curl"}], "problem": "it is locked"}
+    monkeypatch.setattr(history.api, "ask", lambda *_: told)
+    part = "it is locked; only what this proxy itself knows is shown\n"
+    assert history.show_requests(1, {}, lines=5, follow=False, as_json=as_json) == 0
+    out, err = capsys.readouterr()
+    assert ("codex" in out, err.endswith(part)) == (True, True)
+    assert history.show_usage(1, {}, by="tool", as_json=as_json, as_csv=not as_json) == 0
+    out, err = capsys.readouterr()
+    assert ("curl" in out, err.endswith(part)) == (True, True)
+
+
+def test_whoever_follows_is_told_once_that_the_store_is_away(monkeypatch, capsys):
+    answers = [{"requests": [], "next": 2, "problem": "it is away"}] * 3
+
+    def ask(_port: int, _path: str) -> dict[str, object]:
+        if not answers:
+            raise KeyboardInterrupt
+        return answers.pop()
+
+    monkeypatch.setattr(history.api, "ask", ask)
+    monkeypatch.setattr(history.time, "sleep", lambda _seconds: None)
+    assert history.show_requests(1, {}, lines=5, follow=True, as_json=False) == 0
+    assert capsys.readouterr().err.count("it is away") == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +171,7 @@ def test_what_is_left_is_asked_for_all_of_a_provider_or_one(monkeypatch, capsys,
         asked.append((path, sent))
         return {"accounts": []}
 
-    monkeypatch.setattr(requests.api, "change", change)
+    monkeypatch.setattr(history.api, "change", change)
     assert show_left(1, account, as_json=True) == 0
     assert asked == [("/usage/refresh", body)]
     assert json.loads(capsys.readouterr().out) == {"accounts": []}

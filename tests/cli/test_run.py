@@ -46,8 +46,8 @@ def in_process(places, stub: Path, *command: str, options=()) -> list[str]:
         if sys.stdin.isatty():
             # Of a session of its own: what is typed there reaches it as signals.
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        from account_pool.cli import main, proxy_process
-        proxy_process.command = lambda places, launch: [
+        from account_pool.cli import main, shared
+        shared.command = lambda places, launch: [
             sys.executable, {stub_proxy.__file__!r}, str(places.port), {str(stub)!r}
         ]
         sys.argv = ["account-pool", "run", "-p", "{places.port}", *{list(options)!r}, "--",
@@ -117,11 +117,13 @@ def test_what_looks_wrong_with_the_pool_is_told_and_stops_nothing(stub, places, 
     path = stub / "accounts.json"
     pool = json.loads(path.read_text())
     pool["warnings"] = ["openai/0: its token looks like a key of Groq; write provider: groq"]
+    pool["state_problem"] = "the state engine 127.0.0.1:1 cannot be reached"
     pool["accounts"][1]["problem"] = "env KEY: the environment variable KEY is not set; set it"
     pool["accounts"][2]["problem"] = None  # still being fetched
     path.write_text(json.dumps(pool))
     assert run_python(places, "") == 0
     assert capsys.readouterr().err.splitlines()[1:] == [
+        "account-pool: warning: the state engine 127.0.0.1:1 cannot be reached",
         "account-pool: warning: openai/0: its token looks like a key of Groq; write provider: groq",
         "account-pool: warning: openai/1: env KEY: the environment variable KEY is not set; set it",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,34 @@ def test_script_prints_a_path_and_nothing_else(capsys):
     assert Path(out.strip()).is_absolute()
     assert Path(out.strip()).is_file()
     assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-p", "PORT"], ["--listen-port", "PORT"], ["--set", "listen_port=PORT"],
+        ["--listen-port=PORT", "--listen-host", "0.0.0.0"], ["-p", "PORT", "--workers", "2"],
+    ],
+)  # fmt: skip
+def test_a_port_that_is_used_is_said_in_our_words(became, capsys, monkeypatch, words):
+    monkeypatch.setattr(serve, "launch", lambda *_how: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert exit_code(["serve", *(word.replace("PORT", port) for word in words)]) == 1
+    said = f"something listens at 127.0.0.1:{port}: end it first, or name another --port"
+    assert capsys.readouterr().err == f"account-pool: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--mode", "socks5@0"], ["--mod=socks5@0"], ["-n"], ["--version"], ["--set", "mode=x"]],
+)
+def test_where_it_listens_elsewhere_the_port_may_be_used(became, words):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        became("-p", str(other.getsockname()[1]), *words)
+
+
+def exit_code(words: list[str]) -> object:
+    with pytest.raises(SystemExit) as ended:
+        run(words)
+    return ended.value.code

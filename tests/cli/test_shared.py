@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.cli import api, processes, proxy_process
+from account_pool.cli import api, processes, shared
 from account_pool.cli.places import Places
 from account_pool.cli.processes import Launch, Record, read_record, write_record
-from account_pool.cli.proxy_process import CannotStart
-from account_pool.cli.shared import CannotUse, Guard, SharedProxy
+from account_pool.cli.shared import CannotStart, CannotUse, Guard, SharedProxy
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -82,7 +81,7 @@ def test_the_first_starts_it_and_the_last_ends_it(stub, places, launch):
 
 
 def test_one_that_somebody_else_started_is_used_and_left(stub, places, launch):
-    with subprocess.Popen(proxy_process.command(places, launch)) as theirs:
+    with subprocess.Popen(shared.command(places, launch)) as theirs:
         wait_for(lambda: isinstance(api.probe(places.port), api.Health))
         proxy = proxy_of(places)
         proxy.attach(launch)
@@ -119,6 +118,13 @@ def test_a_port_of_something_else_is_told(stub, places, launch, greeting):
         with pytest.raises(CannotUse, match="name another --port"):
             proxy_of(places).attach(launch)
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_proxy_of_nobody_here_may_be_busy(places, launch, monkeypatch):
+    well = api.Health(instance="theirs", ready=True, busy=0, size=1)
+    seen = iter([api.Missing.SILENT, api.Missing.SILENT, well])
+    monkeypatch.setattr(api, "probe", lambda _port: next(seen))
+    assert proxy_of(places).attach(launch) is well
 
 
 def test_a_stale_one_of_ours_is_ended_and_its_port_taken(stub, places, launch, monkeypatch):
@@ -206,7 +212,7 @@ def test_two_that_start_at_once_start_one(stub, places, launch):
 
 def test_a_large_log_is_set_aside(stub, places, launch, monkeypatch):
     places.log.write_text("what was said before\n")
-    monkeypatch.setattr(proxy_process, "LARGE_LOG_BYTES", 10)
+    monkeypatch.setattr(shared, "LARGE_LOG_BYTES", 10)
     proxy = proxy_of(places)
     proxy.attach(launch)
     proxy.detach()

@@ -266,6 +266,8 @@ def test_warnings_are_told():
     lines = drawn(screen({**POOL, "warnings": ["the clock is 3 min behind", "another"]}))
     assert lines[2].startswith("! the clock is 3 min behind")
     assert lines[2].endswith("(+1)")
+    alone = {**POOL, "warnings": ["the clock is 3 min behind"], "state_problem": "no engine"}
+    assert drawn(screen(alone))[2].startswith("! no engine")
 
 
 def test_an_empty_pool_says_so():
@@ -292,6 +294,14 @@ def test_a_failover_is_told_once():
     twice = [{**told, "kind": "cooldown", "by": "a refusal"}, {**told, "kind": "move"}]
     lines = drawn(screen(decisions=[*twice, {**told, "kind": "cooldown", "by": "hand"}]))
     assert sum("on cooldown for 48 s" in line for line in lines) == 2
+
+
+def test_of_several_proxies_a_decision_names_its_own():
+    rows = [{"text": f"a/{n}: waits", "at": iso(-1), "proxy": f"host:{n}"} for n in (8080, 8081)]
+    unnamed = "\n".join(drawn(screen(decisions=[{**rows[0], "proxy": ""}])))
+    assert "a/8080: waits" in unnamed and "host:8080" not in unnamed
+    both = "\n".join(drawn(screen(decisions=rows)))
+    assert "host:8080 a/8080: waits" in both and "host:8081 a/8081: waits" in both
 
 
 def test_details_have_everything():

@@ -17,7 +17,7 @@ from keyring.backend import KeyringBackend
 from account_pool.cli import tool_login as module
 from account_pool.cli.main import run
 from account_pool.config.loader import load
-from account_pool.credentials.notices import ending_logins
+from account_pool.config.review import ending_logins
 from account_pool.credentials.oauth import OAuthSource
 from tests.cli import authorisation as servers
 from tests.cli.authorisation import CLAUDE_ORGANIZATION, Authorisation, jwt

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
+from hashlib import sha256
 
 import pytest
 
 from account_pool.cli.main import run
 from account_pool.cli.try_accounts import PROBES, verdict
+from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.replies import json_reply
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN
+from account_pool.store.sqlite import SqliteTokens
+from account_pool.store.store import Tokens
 from tests.scripts import openai
+from tests.store.servers import new_pool
 
 #: Whose probe the pool itself would not serve, and why.
 NOT_POOLED = {
@@ -129,3 +135,56 @@ def test_a_host_that_is_not_there_and_a_token_that_cannot_be_had(write, capsys):
 def test_a_wrong_file_is_told_as_without_try(write, capsys):
     assert run(["check", "--try", "--accounts-file", "missing.yaml"]) == 1
     assert "missing.yaml" in capsys.readouterr().err
+
+
+def test_an_engine_that_mitmproxys_configuration_names(write, places, capsys, monkeypatch):
+    path = write(("one", KEYS["fine"], "127.0.0.1:9"))
+    with (places.confdir / "config.yaml").open("a") as file:
+        file.write("pool_state: rediss://pool:fake-hunter2@db.example/\n")
+    assert run(["check", "--try", "--accounts-file", path]) == 1
+    said = "".join(capsys.readouterr())
+    assert "password=env:VARIABLE" in said
+    assert "hunter2" not in said
+
+
+def test_logins_of_the_file_are_moved_to_an_engine_and_that_is_said(
+    places, tmp_path, capsys, shared_servers
+):
+    login = "mine-0:" + sha256(b"rt-fake-0").hexdigest()
+    state = places.confdir / "account-pool.sqlite"
+    with closing(SqliteTokens(state)) as tokens:
+        tokens.save(login, Tokens(access=Secret("at-fake-1"), refresh=Secret("rt-fake-1")))
+    key = tmp_path / "key"
+    key.write_text("ab" * 32)
+    url = f"{shared_servers('redis').url(new_pool())}&sealing_key=file:{key}"
+    path = tmp_path / "mine.yaml"
+    path.touch(mode=0o600)
+    path.write_text(
+        "accounts:\n"
+        "  - provider: mine-0\n"
+        "    label: one\n"
+        "    token: {oauth: {refresh_token: rt-fake-0, token_url: 'http://127.0.0.1:9/', "
+        "client_id: me}}\n"
+        "providers: {mine-0: {like: openai, hosts: ['127.0.0.1:9']}}\n"
+        f"pool: {{state: '{url}'}}\n"
+    )
+    named = ["--accounts-file", str(path)]
+    run(["check", *named])
+    said = "".join(capsys.readouterr())
+    assert f"1 login is in {state} and not in the engine yet" in said
+    run(["check", "--try", *named])
+    out, err = capsys.readouterr()
+    assert f"account-pool: 1 login was taken over from {state}" in err
+    # It has a token to ask with, though none is written down.
+    assert "unreachable" in out and "-fake-" not in out + err
+    run(["doctor", "-p", str(places.port), *named])
+    assert str(state) not in capsys.readouterr().out
+    # The file again.
+    path.write_text(path.read_text().partition("pool:")[0])
+    for command in (["check"], ["doctor", "-p", str(places.port)]):
+        run([*command, *named])
+        said = "".join(capsys.readouterr())
+        assert f"1 login is in {state}, but the newest tokens are in the state engine" in said
+    run(["list", *named])
+    out, err = capsys.readouterr()
+    assert "mine-0/one" in out and "Traceback" not in err

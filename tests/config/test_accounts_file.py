@@ -63,6 +63,9 @@ def test_names_count_more_and_relative_ones_are_of_the_working_directory(here, t
     write(here / "mine.yaml")
     assert find("mine.yaml", OPTION, {VARIABLE: "x"}).path == here / "mine.yaml"
     assert find("", OPTION, {VARIABLE: "~/work/mine.yaml"}).path == here / "mine.yaml"
+    # There is no such user, which Python has an error of its own for.
+    found = find("~no-such-user/mine.yaml", OPTION, {})
+    assert (found.path, found.exists) == (here / "~no-such-user/mine.yaml", False)
     assert find(" ", OPTION, {VARIABLE: ""}).path == own_file()
     assert not find("", OPTION, {VARIABLE: "missing.yaml"}).exists
     with pytest.raises(ConfigError, match="ACCOUNT_POOL_ACCOUNTS names it"):

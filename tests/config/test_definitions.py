@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from account_pool.config.configuration import Config
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError
-from account_pool.config.values import Config
 from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import Provider, RequestHead, Route

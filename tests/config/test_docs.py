@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from account_pool.config.configuration import Config
 from account_pool.config.loader import load
-from account_pool.config.values import Config
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.definition import CLASSES, SPELLINGS

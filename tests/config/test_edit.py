@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from account_pool.config import edit
-from account_pool.config.accounts_file import with_added
+from account_pool.config import replace
+from account_pool.config.accounts_file import confirm, kept, with_added
 from account_pool.config.edit import LastAccount, add_account, remove_account, require_editable
 from account_pool.config.loader import load
 from account_pool.config.replace import CannotEdit
@@ -208,7 +210,7 @@ def test_a_failure_at_the_last_step_leaves_nothing_behind(tmp_path, monkeypatch)
     def fail(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edit, "back_up", fail)
+    monkeypatch.setattr(replace, "back_up", fail)
     with pytest.raises(KeyboardInterrupt):
         add_account(path, ACCOUNT, ENVIRON)
     assert [p.name for p in tmp_path.iterdir()] == ["accounts.yaml"]
@@ -338,3 +340,40 @@ def test_without_the_second_file(tmp_path):
     main, added = files(tmp_path, "accounts:\n" + A, "")
     added.unlink()
     assert with_added(main, added, {}) is main
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        ("pathlib.Path.replace", errno.EBUSY, "; mount its directory, not the file"),
+        ("pathlib.Path.replace", errno.EROFS, ""),
+        ("shutil.copyfileobj", errno.ENOSPC, ""),
+        ("os.fsync", errno.ENOSPC, ""),
+    ],
+)
+def test_what_the_system_refuses_changes_nothing_and_leaves_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int, said: str
+) -> None:
+    path = tmp_path / "accounts.yaml"
+    path.touch(mode=0o600)
+    path.write_text("accounts: []\n")
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(function, refused)
+    with pytest.raises(CannotEdit) as caught:
+        add_account(path, ACCOUNT | {"token": "sk-fake-new-000"}, ENVIRON)
+    assert str(caught.value).endswith(f"({os.strerror(code)}){said}")
+    assert path.read_text() == "accounts: []\n"
+    held = [file for file in tmp_path.iterdir() if "sk-fake" in file.read_text()]
+    assert held == []
+
+
+def test_a_file_that_is_gone_when_it_is_confirmed_again_is_told(tmp_path: Path) -> None:
+    path, store = tmp_path / "accounts.yaml", tmp_path / "confirmed.json"
+    path.write_text("accounts: []")
+    confirm(path, store)
+    gone = pytest.raises(CannotEdit, match="was changed, and cannot be confirmed")
+    with gone, kept(path, store):
+        path.unlink()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from account_pool.config.configuration import Config
 from account_pool.config.loader import load
-from account_pool.config.values import Config
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.oauth import OAuthSource
@@ -62,9 +62,9 @@ def test_every_key_of_an_account_arrives(tmp_path: Path) -> None:
     )
     assert entry.line == 3
     assert entry.source.describe() == "accounts.yaml"
-    secret = entry.source.read_now()
-    assert secret is not None
-    assert secret.reveal() == "sk-1-$"
+    reading = entry.source.read_now()
+    assert reading is not None
+    assert reading.secret.reveal() == "sk-1-$"
     assert config.path == tmp_path / "accounts.yaml"
 
 
@@ -97,8 +97,8 @@ def test_a_login_that_is_refreshed(tmp_path: Path) -> None:
     assert isinstance(source, OAuthSource)
     assert source.key == AccountKey("codex", "plus")
     assert source.expires_at == 1796083200.0
-    secret = source.read_now()
-    assert secret is not None and secret.reveal() == "fake-access"
+    reading = source.read_now()
+    assert reading is not None and reading.secret.reveal() == "fake-access"
 
 
 @pytest.mark.parametrize("written", ["1796083200", "1796083200000", "'2026-12-01T01:00:00+01:00'"])
@@ -130,8 +130,8 @@ def test_a_vendors_own_file_needs_no_pointer(tmp_path: Path) -> None:
     file.touch(mode=0o600)
     file.write_text('{"tokens": {"access_token": "fake-a", "account_id": "a1"}}')
     text = f"accounts:\n  - {{provider: codex, label: a, token: {{file: {file}}}}}\n"
-    secret = loaded(tmp_path, text).accounts[0].source.read_now()
-    assert secret is not None and secret.reveal() == "fake-a"
+    reading = loaded(tmp_path, text).accounts[0].source.read_now()
+    assert reading is not None and reading.secret.reveal() == "fake-a"
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_files_are_relative_to_the_file_and_to_the_home_of_the_environment(tmp_p
         "file key pointer /a~1b/~0/0",
         "file ~/key pointer /a~1b/~0/0",
     ]
-    tokens = [secret.reveal() for entry in config.accounts if (secret := entry.source.read_now())]
+    tokens = [one.secret.reveal() for entry in config.accounts if (one := entry.source.read_now())]
     assert tokens == [f"sk-{tmp_path.name}", "sk-home"]
 
 

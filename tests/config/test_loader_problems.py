@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from account_pool.config import yaml_nodes
+from account_pool import named_file
+from account_pool.config import edit, yaml_nodes
+from account_pool.config.edit import add_account
 from account_pool.config.loader import load
 from account_pool.config.options import FAST_STEPS
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.providers import unknown_provider
+from account_pool.config.replace import CannotEdit, put_in_place
 
 ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
@@ -668,3 +672,54 @@ def test_a_token_where_a_name_belongs_is_reported_as_one(old: str, new: str, sai
     assert problem.startswith(said)
     assert "a token seems to be pasted there" in problem
     assert "fake" not in problem
+
+
+def test_a_file_that_is_too_long_is_told() -> None:
+    path = Path("accounts.yaml")
+    with path.open("wb") as file:
+        file.truncate(32 * 1024 * 1024 + 1)
+    wrong = r"cannot be read \(it is larger than 32 MiB\); name the file of the accounts"
+    with pytest.raises(ConfigError, match=wrong):
+        load(path, ENVIRON)
+    with pytest.raises(CannotEdit, match=wrong):
+        add_account(path, {"provider": "openai", "label": "a", "token": "sk-fake"}, ENVIRON)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_is_not_a_file_is_told_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_file, "WRITER_S", 0.0)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd()))
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    device = Path("/dev/null")
+    wrongs = {"pipe": "a pipe", ".": "a directory", "loop": "Too many levels|too many levels"}
+    for name, wrong in (wrongs | ({str(device): "a device"} if device.exists() else {})).items():
+        with pytest.raises(ConfigError, match=wrong):
+            load(Path(name), ENVIRON)
+        monkeypatch.setattr(edit, "put_in_place", lambda *_: pytest.fail("it was replaced"))
+        with pytest.raises(CannotEdit, match=wrong):
+            add_account(
+                Path(name), {"provider": "openai", "label": "a", "token": "sk-fake"}, ENVIRON
+            )
+    assert Path("pipe").is_fifo()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_becomes_a_pipe_while_it_is_edited_is_told() -> None:
+    path = Path("accounts.yaml")
+    os.mkfifo(path)
+    new = Path("new")
+    new.touch()
+    with pytest.raises(CannotEdit, match="it is a pipe, not a file"):
+        put_in_place(new, path)
+    assert not Path("accounts.yaml.bak").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="pipes have no names")
+def test_a_pipe_is_read_to_its_end() -> None:
+    """As a shell names what a command writes: `<(sops decrypt ...)`."""
+    ours, theirs = os.pipe()
+    os.write(theirs, ACCOUNT.encode())
+    os.close(theirs)
+    assert len(load(Path(f"/dev/fd/{ours}"), ENVIRON).accounts) == 1
+    os.close(ours)

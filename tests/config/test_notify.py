@@ -53,7 +53,8 @@ def test_several_with_variables() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "http://hooks.example.com/SECRET", "ftp://hooks.example.com/SECRET", "https:///SECRET",
+        "http://hooks.example.com/SECRET", "http://hooks.localhost/SECRET",
+        "ftp://hooks.example.com/SECRET", "https:///SECRET",
         "htps://hooks.example.com/SECRET", "https://a.example:x/SECRET", "ntfy:", "ntfy:SEC RET",
         "ntfy:https://n.example/", "ntfy:http://n.example/SECRET", "'SECRET", "[", '["SECRET',
         "[1]", '[""]', '{"env": "SEC RET"}', '{"env": "A", "b": "SECRET"}', '{"url": "SECRET"}',

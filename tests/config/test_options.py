@@ -13,7 +13,7 @@ from account_pool.config.options import (
     set_options,
     settings,
 )
-from account_pool.config.problems import Wrong
+from account_pool.core.wrong import Wrong
 
 
 def test_the_table_is_the_contract() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
-from account_pool.config.environment import from_environment
+from account_pool.config.configuration import from_environment
 from account_pool.config.loader import load
 from account_pool.config.review import review
+from account_pool.credentials import files
 
 ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " ", "SPACED": "sk-a b"}
 PASTED = "a token seems to be pasted there: write it as the value of token itself"
@@ -113,13 +116,13 @@ def unreadable(account: str) -> list[str]:
         ),
         (
             "{file: .}",
-            "file .: the file . cannot be read (is a directory); make it a file that the user "
-            "who runs the proxy may read",
+            "file .: the file . cannot be read (it is a directory, not a file); name a file, or "
+            "write {command: cat PATH}",
         ),
         (
             "{file: pipe}",
-            "file pipe: pipe is a pipe or a device, not a file; name a file, or write "
-            "{command: cat PATH}",
+            "file pipe: the file pipe cannot be read (it is a pipe, not a file); name a file, or "
+            "write {command: cat PATH}",
         ),
         (
             "{file: cut}",
@@ -127,7 +130,8 @@ def unreadable(account: str) -> list[str]:
         ),
         (
             "{file: huge}",
-            "file huge: the file huge is larger than 1 MiB; name the file of the credential",
+            "file huge: the file huge cannot be read (it is larger than 1 MiB); name the file of "
+            "the credential",
         ),
         ("{file: empty}", "file empty: the file empty is empty; put the token there"),
         (
@@ -341,3 +345,16 @@ def test_the_places_of_the_environment_are_judged_alike() -> None:
         "environment: copilot/default: file github_token: the file github_token can be read or "
         "changed by other users (mode 644)",
     ]
+
+
+def test_a_file_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(files, "AT_ONCE_S", 0.01)
+    monkeypatch.setattr(files, "read_private", lambda *_: answers.wait(PATIENCE_S) and "sk-fake")
+    Path("accounts.yaml").write_text(
+        "accounts:\n  - {provider: openai, label: a, token: {file: away}}\n"
+    )
+    [problem] = review(load(Path("accounts.yaml"), {}), wall_now=0.0).unreadable
+    assert problem.wrong == "file away: the file away is still being read"
+    assert "see whether the disk or share that it is on answers" in problem.remedy
+    answers.set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from account_pool.config.models import json_schema
 from account_pool.config.options import POOL_OPTIONS
+from account_pool.config.shapes import json_schema
 
 
 def parts() -> tuple[dict[str, Any], dict[str, Any]]:

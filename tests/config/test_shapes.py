@@ -1,9 +1,10 @@
-"""What the quick check takes, the models take as well, and read alike."""
+"""What does not fit its shape is explained, all of it at once."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 import account_pool
-from account_pool.config import models, shapes
+from account_pool.config import shapes
+from account_pool.config.document import Document, read
+from account_pool.config.yaml_nodes import Scalar, compose
 
 ANY = st.one_of(
     st.none(),
@@ -26,49 +28,64 @@ ANY = st.one_of(
     st.lists(st.sampled_from(["", "a", 1, None]), max_size=2),
     st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(["", "a", 1, None]), max_size=2),
 )
-PAIRS = [
-    (shapes.AccountShape, models.AccountShape, {"provider": "a", "label": "b", "token": "c"}),
-    (shapes.ProviderShape, models.ProviderShape, {}),
-]
+LEAST = {
+    shapes.AccountShape: {"provider": "a", "label": "b", "token": "c"},
+    shapes.ProviderShape: {},
+    shapes.LimitShape: {"class": "quota"},
+    shapes.CredentialShape: {},
+    shapes.OwnerShape: {},
+    shapes.ResetShape: {},
+}
+SHAPES = pytest.mark.parametrize("shape", list(LEAST))
 
 
-@pytest.mark.parametrize(("quick", "model", "least"), PAIRS)
-@given(data=st.data())
-def test_what_is_taken_quickly_is_right(quick: Any, model: Any, least: Any, data) -> None:
-    keys = st.sampled_from([*model.model_fields, "other"])
-    value = least | data.draw(st.dictionaries(keys, ANY, max_size=3))
+def fits(shape: Any, value: Any) -> bool:
     try:
-        read = msgspec.convert(value, quick)
+        msgspec.convert(value, shape)
     except msgspec.ValidationError:
-        return
-    right = model.model_validate(value)
-    for name in quick.__struct_fields__:
-        assert getattr(read, name) == getattr(right, name), name
-
-
-@given(value=ANY)
-@example(value=float("inf"))
-@example(value=float("nan"))
-def test_every_value_of_every_key_of_an_account_is_judged_alike(value: Any) -> None:
-    for key in models.AccountShape.model_fields:
-        account = PAIRS[0][2] | {key: value}
-        assert _takes(shapes.AccountShape, account) == _takes(models.AccountShape, account), key
-
-
-def _takes(shape: Any, value: Any) -> bool:
-    try:
-        if issubclass(shape, msgspec.Struct):
-            msgspec.convert(value, shape)
-        else:
-            shape.model_validate(value)
-    except (msgspec.ValidationError, ValidationError):
         return False
     return True
 
 
-def test_an_account_has_the_keys_of_its_model() -> None:
-    assert shapes.AccountShape.__struct_fields__ == tuple(models.AccountShape.model_fields)
-    assert set(shapes.ProviderShape.__struct_fields__) < set(models.ProviderShape.model_fields)
+_kind = cache(msgspec.inspect.type_info)
+
+
+def wrong(shape: Any, value: Any) -> list[str]:
+    found = shapes._wrong(_kind(shape), value, ())
+    return [f"{'.'.join(map(str, at))} {said.wrong}" for at, said in found]
+
+
+@SHAPES
+@given(value=ANY)
+@example(value=float("inf"))
+@example(value=float("nan"))
+@example(value=[{"class": "quota"}])
+@example(value=[{"class": "quota", "status": [99, 600, True]}, {"class": "nothing"}, None])
+@example(value={"by_path": {"a": {"header": ""}, "b": 1}})
+def test_something_is_said_of_each_value_that_does_not_fit(shape: Any, value: Any) -> None:
+    for key in (field.encode_name for field in msgspec.structs.fields(shape)):
+        written = LEAST[shape] | {key: value}
+        assert bool(wrong(shape, written)) != fits(shape, written), key
+    assert bool(wrong(shape, value)) != fits(shape, value)
+
+
+@SHAPES
+@given(data=st.data())
+def test_all_that_is_wrong_is_found_at_once(shape: Any, data: st.DataObject) -> None:
+    names = [field.encode_name for field in msgspec.structs.fields(shape)]
+    written = data.draw(st.dictionaries(st.sampled_from([*names, "other"]), ANY, max_size=4))
+    whole = LEAST[shape] | written
+    alone = [found for key in whole for found in wrong(shape, LEAST[shape] | {key: whole[key]})]
+    assert sorted(wrong(shape, whole)) == sorted(alone)
+
+
+def test_what_has_no_words_is_a_problem_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_wrong", lambda *_args: iter(()))
+    document = Document(Path("accounts.yaml"))
+    assert shapes.read_account(document, ("accounts", 0), {"label": "sk-fake"}) is None
+    [problem] = document.problems
+    assert problem.wrong == "is not accepted"
+    assert "sk-fake" not in str(problem)
 
 
 def test_a_usual_file_is_read_without_pydantic(tmp_path: Path) -> None:
@@ -87,3 +104,14 @@ def test_a_usual_file_is_read_without_pydantic(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", said], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == ["1", "False"]
+
+
+def test_what_is_written_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.yaml"
+    path.write_text("accounts: [{provider: openai, label: work, token: sk-FAKE-SECRET}]\n")
+    document = read(path)
+    account = shapes.read_account(document, (), document.data["accounts"][0])
+    node = compose("sk-FAKE-SECRET")
+    assert account is not None and account.token == "sk-FAKE-SECRET"
+    assert isinstance(node, Scalar) and node.text == "sk-FAKE-SECRET"
+    assert "FAKE" not in repr([document, account, node])

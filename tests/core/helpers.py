@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from types import FrameType
 from typing import Any
+
+from msgspec.structs import replace
 
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.core.credential import Credential, Secret
@@ -72,6 +73,14 @@ def keys_of(secret: str, *kinds: str) -> dict[str, Credential]:
     return {
         kind: Credential(kind=kind, secret=Secret(f"sk-{secret}")) for kind in kinds or ("key",)
     }
+
+
+class ClocksAhead:
+    """The wall clock is so many seconds ahead of the monotonic one, which stands."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self.now: Callable[[], float] = lambda: 0.0
+        self.wall_now: Callable[[], float] = lambda: ahead_s
 
 
 def window(share: float, **changes: Any) -> Window:

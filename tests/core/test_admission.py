@@ -14,11 +14,11 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.accounts import summary
-from account_pool.core.cooldown import RAMP_S, STEP_S
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
+from account_pool.core.state import RAMP_S, STEP_S
 from tests.core.generated import SETTINGS
 from tests.core.helpers import (
     FACTS,
@@ -38,7 +38,7 @@ MINI = RequestFacts(provider=PROVIDER, kind="key", model="gpt-5-mini")
 def waiting(pool: Pool, facts: RequestFacts = FACTS, give_up_at: float = 30.0) -> Ticket:
     ticket = Ticket(facts=facts, give_up_at=give_up_at)
     nobody = pool.shortage(facts, now=0.0)
-    pool.wait(ticket, nobody.retry_at)
+    pool.admission.wait(ticket, nobody.retry_at)
     return ticket
 
 
@@ -85,7 +85,7 @@ def test_who_leaves_hands_the_clock_on() -> None:
     pool.health.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
     first, second = waiting(pool), waiting(pool)
     assert (first.look_at, second.look_at) == (20.0, 30.0)
-    assert pool.stop_waiting(first) is None
+    assert pool.admission.stop_waiting(first) is None
     assert second.called
 
 
@@ -111,8 +111,8 @@ def test_age_is_kept_when_it_has_to_wait_again() -> None:
     pool = pool_of(account("a", max_concurrent=1))
     lease = pool.acquire(FACTS, now=0.0)
     first, second = waiting(pool), waiting(pool)
-    pool.stop_waiting(first)
-    pool.wait(first, None)
+    pool.admission.stop_waiting(first)
+    pool.admission.wait(first, None)
     pool.release(lease, OK, now=1.0)
     assert first.lease is not None
     assert second.lease is None
@@ -142,7 +142,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self.out.append(self.pool.acquire(facts, now=self.now))
             except NoUsableAccount as nobody:
                 ticket = Ticket(facts=facts, give_up_at=self.now + 30.0)
-                assert self.pool.wait(ticket, nobody.retry_at) <= self.now + 30.0
+                assert self.pool.admission.wait(ticket, nobody.retry_at) <= self.now + 30.0
                 self.waits.append(ticket)
             self.take_in()
 
@@ -164,7 +164,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waits)
     @rule(who=st.integers(0, 20))
     def leave(self, who: int) -> None:
-        assert self.pool.stop_waiting(self.waits.pop(who % len(self.waits))) is None
+        assert self.pool.admission.stop_waiting(self.waits.pop(who % len(self.waits))) is None
         self.take_in()
 
     @rule(label=st.sampled_from("ab"), clear=st.booleans())
@@ -193,12 +193,12 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.take_in(called=False)
             if ticket not in self.waits:
                 continue
-            assert self.pool.stop_waiting(ticket) is None
+            assert self.pool.admission.stop_waiting(ticket) is None
             if ticket.give_up_at <= self.now:
                 self.waits.remove(ticket)
                 continue
             nobody = self.pool.shortage(ticket.facts, now=self.now)
-            assert self.pool.wait(ticket, nobody.retry_at) > self.now
+            assert self.pool.admission.wait(ticket, nobody.retry_at) > self.now
 
     def take_in(self, *, called: bool = True) -> None:
         """Those that were given a lease go on, in the order in which they came."""
@@ -208,7 +208,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert given == sorted(given, reverse=True)
         for ticket in [t for t in self.waits if t.lease is not None]:
             assert ticket.called
-            lease = self.pool.stop_waiting(ticket)
+            lease = self.pool.admission.stop_waiting(ticket)
             assert lease is not None
             self.waits.remove(ticket)
             self.out.append(lease)
@@ -242,11 +242,11 @@ class AdmissionMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "pool"):
             for ticket in self.waits:
-                self.pool.stop_waiting(ticket)
+                self.pool.admission.stop_waiting(ticket)
             for lease in self.out:
                 self.pool.release(lease, None, now=self.now)
             assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
-            assert len(self.pool._admission) == 0
+            assert len(self.pool.admission) == 0
 
 
 def test_admission() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core import websocket_moves
 from account_pool.core.accounts import summary
@@ -15,15 +15,21 @@ from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import MAX_BODY_BYTES, Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import (
+from account_pool.core.steps import (
     STALE_WITHIN_S,
     TRIES,
     Broken,
+    Deliver,
     Limits,
+    Phase,
+    Refresh,
+    Send,
+    Step,
+    Synthesize,
+    Wait,
     how_broken,
     how_unconnected,
 )
-from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
 from tests.core.helpers import (
     BARE_429,
     EXPIRED,

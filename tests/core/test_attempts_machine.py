@@ -23,9 +23,19 @@ from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import BARE_JITTER_S, BARE_PAUSE_S, Broken, Limits
 from account_pool.core.selection import POLICIES
-from account_pool.core.steps import Deliver, Phase, Refresh, Send, Synthesize, Wait
+from account_pool.core.steps import (
+    BARE_JITTER_S,
+    BARE_PAUSE_S,
+    Broken,
+    Deliver,
+    Limits,
+    Phase,
+    Refresh,
+    Send,
+    Synthesize,
+    Wait,
+)
 from tests.core.generated import (
     REQUESTS,
     SETTINGS,

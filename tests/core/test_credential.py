@@ -8,11 +8,12 @@ import logging
 import pickle
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pprint import pformat
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core.credential import (
     MASK,
@@ -86,9 +87,10 @@ def test_its_state_is_not_handed_out(take: Callable[[Secret], Any]) -> None:
         take(SECRET)
 
 
-def test_a_credential_is_no_plain_data() -> None:
+@pytest.mark.parametrize("made_plain", [msgspec.to_builtins, msgspec.json.encode])
+def test_a_credential_is_no_plain_data(made_plain: Callable[[Any], object]) -> None:
     with pytest.raises(TypeError):
-        asdict(CREDENTIAL)
+        made_plain(CREDENTIAL)
 
 
 def test_log_records_hold_the_mask(caplog: pytest.LogCaptureFixture) -> None:

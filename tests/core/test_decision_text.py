@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND, Cause

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core.cooldown import Cause
 from account_pool.core.decisions import KEPT, By, Decision, Decisions, Kind, session_hash
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.retry_policy import remedy
-from tests.core.helpers import PROVIDER, key
+from account_pool.core.steps import remedy
+from tests.core.helpers import PROVIDER, ClocksAhead, key
 
 A = key("a")
 CAUSE = Cause(
@@ -84,7 +84,7 @@ def test_a_listener_hears_of_it_and_of_its_end() -> None:
 
 def test_as_dict() -> None:
     decisions = Decisions()
-    decisions.ahead = lambda: 1_000_000.0
+    decisions.clocks = ClocksAhead(1_000_000.0)
     told = decisions.add(cooldown(10.0, until=70.0, model="gpt-5")).as_dict(20.0)
     assert told == {
         "number": 1,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from account_pool.core.headroom import Window
 from account_pool.core.health import MAX_COOLDOWNS
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.state import MAX_RAMPS, RAMP_S, Ramp, Ramps
 from tests.core.helpers import FACTS, OK, instructions, pool_of
 
 LIMITED = Outcome(
@@ -54,4 +55,19 @@ def test_a_failover_costs_the_same_with_few_models_on_cooldown_and_with_many() -
 
 
 def test_one_more_model_than_are_remembered_costs_no_look_at_all_of_them() -> None:
-    assert cost_of_next(MAX_COOLDOWNS + 8) <= cost_of_next(8) * 1.4
+    assert cost_of_next(MAX_COOLDOWNS + 8) <= cost_of_next(8) * 1.2
+
+
+def test_so_many_models_at_once_that_all_still_ramp_up_cost_no_look_at_all_of_them() -> None:
+    assert cost_of_next(4 * MAX_RAMPS) <= cost_of_next(MAX_COOLDOWNS + 8) * 1.1
+
+
+def test_ramps_behind_those_that_are_held_back_are_forgotten() -> None:
+    ramps = Ramps()
+    ramps.hold("held")
+    ramps.hold("held too")
+    for number in range(MAX_RAMPS):
+        ramps.put_last(f"model-{number}", Ramp.after_switch(0.0))
+    for _ in range(3):
+        ramps.drop_over(RAMP_S)
+    assert [*ramps] == ["held", "held too"]

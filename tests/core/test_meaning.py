@@ -3,6 +3,7 @@
 # ruff: noqa: E501, RUF001 - a table reads better with a row in a line; Chinese has its own commas
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -192,6 +193,12 @@ def test_nor_where_the_status_is_about_the_account(message: str) -> None:
         ("Your current subscription plan does not yet include access to GLM-5", Meaning.NOT_INCLUDED),
         ("this model requires a subscription, upgrade for access: https://ollama.com/upgrade", Meaning.NOT_INCLUDED),
         ("This model is not available in your plan", Meaning.NOT_INCLUDED),
+        ("This model is only available on the Pro plan", Meaning.NOT_INCLUDED),
+        ("claude-opus is only available to Max subscribers", Meaning.NOT_INCLUDED),
+        ("Model gpt-5 is not enabled for your workspace", Meaning.NOT_INCLUDED),
+        ("Kimi For Coding is only available for coding agents", None),
+        ("Your organization has run out of its monthly token budget.", Meaning.PLAN),
+        ("The token budget of this request exceeds the limit", None),
         ("当前套餐不支持该模型", Meaning.NOT_INCLUDED),
         ("The service may be temporarily overloaded, please try again later", Meaning.CAPACITY),
         ("当前分组上游负载已饱和，请稍后再试", Meaning.CAPACITY),
@@ -301,3 +308,16 @@ def test_wording_that_must_not_matter(name: str, status: int) -> None:
 def test_total(message: str, noise: str, status: int) -> None:
     meaning_of(status, noise + message * 50 + noise, frozenset({noise[:50].lower()}))
     is_about_model(noise + message + noise, noise)
+
+
+def test_a_sentence_is_read_once(monkeypatch) -> None:
+    """Whatever asks about it: each pattern over prose costs as much as choosing an account."""
+    read: list[str] = []
+    seen = SimpleNamespace(search=read.append)
+    monkeypatch.setattr("account_pool.core.meaning._EXTRA", seen)
+    begins = "Rate limit reached for requests of sentences that are read once"
+    for wait in ("7 s", "8 s"):
+        message = f"{begins}. Please try again in {wait}."
+        assert meaning_of(429, message, frozenset()) is Meaning.RATE
+        assert not is_about_model(message, "gpt-5")
+    assert read == [f"{begins}.", "Please try again in 7 s.", "Please try again in 8 s."]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import Owners
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
-from account_pool.core.members import Owners
 from account_pool.core.outcome import Scope
 from tests.core.helpers import FACTS, PROVIDER, key, keys_of, pool_of, quota, rate_limit
 

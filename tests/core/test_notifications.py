@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
@@ -212,7 +212,7 @@ def test_a_state_in_memory_is_told_and_its_end() -> None:
     [memory] = told.look()
     assert memory.text == "cooldowns and sessions are kept in memory only: the disk is full"
     told.problem = None
-    assert [t.text for t in told.look()] == ["the state database can be written again"]
+    assert [t.text for t in told.look()] == ["the state can be written again"]
 
 
 def test_an_account_that_flaps_is_told_once_in_ten_minutes() -> None:

@@ -67,13 +67,13 @@ def test_a_conversation_is_pinned_until_it_is_not() -> None:
     assert pins.session_owner("openai", "chat") == A
     pins.pin_session(B, "chat", 2.0)
     assert pins.session_owner("openai", "chat") == B
-    assert pins.is_pinned("openai", "chat")
-    assert not pins.is_pinned("azure", "chat")
+    assert pins.pinned_to("openai", "chat")
+    assert not pins.pinned_to("azure", "chat")
     # It is not a thing of that name.
     assert pins.owner("openai", "chat") is None
     assert pins.unpin_session("openai", "chat")
     assert not pins.unpin_session("openai", "chat")
-    assert not pins.is_pinned("openai", "chat")
+    assert not pins.pinned_to("openai", "chat")
     assert len(told) == 3
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import occupancy, summary
@@ -36,6 +36,7 @@ from tests.core.helpers import (
     REQUEST_ERROR,
     SERVER_ERROR,
     UNAUTHORIZED,
+    ClocksAhead,
     account,
     available,
     instructions,
@@ -817,7 +818,8 @@ def test_what_had_changed_when_an_error_ended_it_stands() -> None:
     pool.accounts.dirty.clear()
     urgent: list[bool] = []
     pool.accounts.on_urgent = lambda: urgent.append(True)
-    pool.decisions.ahead = failing
+    clocks = pool.decisions.clocks = ClocksAhead(0.0)
+    clocks.wall_now = failing
     with pytest.raises(OverflowError):
         pool.health.mark_cooldown(key("a"), rate_limit(60.0), now=1.0)
     assert available(pool, now=2.0) == {"b"}
@@ -892,7 +894,7 @@ def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     pool.accounts.set_shares({key("a"): 0}, now=0.0)
     assert shortage(pool).may_change
     ticket = Ticket(facts=FACTS, give_up_at=10.0)
-    pool.wait(ticket, None)
+    pool.admission.wait(ticket, None)
     pool.accounts.set_shares({key("a"): 1}, now=1.0)
     assert ticket.lease is not None
 

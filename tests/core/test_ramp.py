@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 
 import pytest
+from msgspec.structs import replace
 
-from account_pool.core.cooldown import ALONE_S, RAMP_S, STEP_S, Ramp
 from account_pool.core.outcome import Scope
 from account_pool.core.pool import Pool
+from account_pool.core.state import ALONE_S, RAMP_S, STEP_S, Ramp
 from tests.core.helpers import FACTS, OK, SERVER_ERROR, account, key, pool_of, rate_limit
 
 

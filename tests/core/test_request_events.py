@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core import websocket_moves
 from account_pool.core.decisions import By, Decision, Kind
@@ -12,7 +11,7 @@ from account_pool.core.errors import CROWDED
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import NOT_KEPT
-from account_pool.core.retry_policy import Broken
+from account_pool.core.steps import Broken
 from tests.core.helpers import (
     BARE_429,
     FACTS,

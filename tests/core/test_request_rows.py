@@ -10,8 +10,7 @@ from account_pool.core.decisions import session_hash
 from account_pool.core.instruments import Ended, Mark, RequestLog
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.core.request_labels import endpoint_of, tool_name
-from account_pool.core.request_rows import RequestRow, Status, row_of
+from account_pool.core.request_rows import RequestRow, Status, endpoint_of, row_of, tool_name
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import Usage
 

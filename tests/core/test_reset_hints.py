@@ -270,3 +270,37 @@ def test_durations_are_read_as_go_writes_them(h: int, m: int, s: int, ms: int) -
     total = h * 3600 + m * 60 + s + ms / 1000
     got = reset_hints.duration(f"{h}h{m}m{s}.{ms:03}s")
     assert got == (pytest.approx(total) if total <= MAX_WAIT_S else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "window"),
+    [
+        ("tokens per min (TPM): Limit 200000", 60),
+        ("40 API calls / minute", 60),
+        ("Requests per Second (actual/limit): 2/2", 1),
+        ("per-minute rate limit", 60),
+        ("Tokens per hour limit exceeded", 3600),
+        ("tokens per day (TPD)", 86400),
+        ("on RPD", 86400),
+        ("ITPM", 60),
+        ("free-models-per-day. 1000 free requests per minute", 86400),
+        ("5 hour session limits", 18000),
+        ("your 7-day rate limit", 604800),
+        ("weekly rate limit", 604800),
+        ("monthly", 2678400),
+        ("see https://example.com/security or /minutiae", None),
+        ("a second account, a minimal one", None),
+        ("limit reached", None),
+        ("Rate limit of 50 per 86400s exceeded for UserByModelByDay", 86400),
+        ("exceeded for UserByModelByMinute", 60),
+        ("your usage limit for this billing cycle", 2678400),
+        ("2 weeks of usage", 1209600),
+        ("已达到 5 小时的使用上限", 18000),
+        ("本周额度已用尽", 604800),
+        ("All requests of this month have been used", 2678400),
+        ("You've hit your limit for this week", 604800),
+        ("每分钟请求数超限", 60),
+    ],
+)
+def test_window(text: str, window: float | None) -> None:
+    assert reset_hints.window_s(text) == window

@@ -68,18 +68,21 @@ def test_the_one_not_used_for_longest_makes_room_but_never_a_busy_one() -> None:
     assert list(sessions) == ["first", "third", "fourth"]
 
 
-def test_a_sweep_looks_again_before_it_removes_and_outlives_a_failing_disposal() -> None:
+def test_a_sweep_looks_again_before_it_removes_and_outlives_who_fails_to_hear_of_it() -> None:
     sessions = Sessions(idle_s=10.0)
     for name in ("a", "b", "c"):
         sessions.bind(name, A, 0.0)
 
-    def dispose(name: str) -> None:
+    def changed(name: str) -> None:
+        if name == "b":
+            return
         # What happens meanwhile: one is used again, another sweep begins.
         sessions.bind("b", B, 20.0)
         assert sessions.sweep(20.0).removed == ()
         raise OSError(name)
 
-    swept = sessions.sweep(20.0, dispose)
+    sessions.changed = changed
+    swept = sessions.sweep(20.0)
     assert swept.removed == ("a", "c")
     assert [str(e) for e in swept.failures] == ["a", "c"]
     assert list(sessions) == ["b"]

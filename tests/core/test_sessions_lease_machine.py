@@ -11,9 +11,8 @@ from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
-from account_pool.core.retry_policy import Limits
 from account_pool.core.sessions import Pins, SessionLease, Sessions, session_lease_of
-from account_pool.core.steps import Phase
+from account_pool.core.steps import Limits, Phase
 from tests.core.helpers import (
     BARE_429,
     OK,

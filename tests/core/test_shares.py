@@ -79,6 +79,7 @@ class Proxy:
         self.pool.accounts.add(account, CREDENTIALS, now=0.0)
         self.shares = Shares(self.pool.accounts)
         self.leases: list[Lease] = []
+        self.is_news = False
 
     def request(self) -> bool:
         try:
@@ -102,11 +103,12 @@ class Proxy:
 
     def end_look(self, asks: dict[AccountKey, Ask]) -> None:
         self.pool.accounts.dirty.clear()
+        self.is_news = False
         if KEY in asks:
             self.store.now += 1.0
             share = grant(asks[KEY], self.store.of(self.name), self.store.now)
             self.store.shares[self.name] = share
-            self.shares.granted({KEY: share}, now=self.store.now)
+            self.is_news = self.shares.granted({KEY: share}, now=self.store.now)
 
     def look(self) -> None:
         self.end_look(self.begin_look())
@@ -117,6 +119,17 @@ def proxies_on(store: Store, limit: int, count: int) -> list[Proxy]:
     for proxy in proxies:
         proxy.look()
     return proxies
+
+
+def test_two_that_are_short_do_not_wake_each_other_for_ever() -> None:
+    store = Store()
+    proxies = proxies_on(store, 2, 2)
+    for _ in range(4):
+        for proxy in proxies:
+            proxy.request()
+    told = [[(proxy.look(), proxy.is_news)[1] for proxy in proxies] for _ in range(4)]
+    assert all(share.is_short for share in store.shares.values())
+    assert (any(told[0]), told[1:]) == (True, [[False, False]] * 3)
 
 
 @given(

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core.error_facts import read_facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse, read_facts
 from account_pool.core.signals import Rule, SignalTable, rules
 from account_pool.core.sse import Verdict
 

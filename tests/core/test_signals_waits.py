@@ -2,8 +2,7 @@
 
 import pytest
 
-from account_pool.core.error_facts import read_facts
-from account_pool.core.outcome import UpstreamResponse
+from account_pool.core.outcome import UpstreamResponse, read_facts
 from account_pool.core.signals import USUAL_WAITS, first_wait
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown
+from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -303,3 +303,42 @@ def test_what_was_learnt_of_another_account_is_not_taken_over(
     merged = merge(None, AccountSnapshot(key=A, source=mine), known)
     assert bool(merged.cooldowns) == (kept_source is not None)
     assert merged.source == (mine if kept_source is None else kept_source)
+
+
+def test_what_is_saved_again_is_the_object_it_was_until_it_or_the_clock_changes() -> None:
+    pool = pool_of("a")
+
+    def saved(*, ahead: float = WALL) -> tuple[dict, dict]:
+        [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=ahead).accounts
+        return dict(account.cooldowns), dict(account.windows)
+
+    for model in ("m1", "m2"):
+        limit = rate_limit(60.0, scope=Scope.MODEL, model=model)
+        pool.health.mark_cooldown(A, limit, now=0.0)
+        pool.accounts.observe_headroom(A, [window(0.5, model=model)], now=0.0)
+    before = saved()
+    pool.health.mark_cooldown(A, rate_limit(90.0, scope=Scope.MODEL, model="m2"), now=1.0)
+    pool.accounts.observe_headroom(A, [window(0.4, model="m2", told_at=1.0)], now=1.0)
+    for was, now, changed in zip(before, saved(), ("m2", ("5h", "m2")), strict=True):
+        assert was.keys() == now.keys()
+        assert [name for name in was if was[name] is not now[name]] == [changed]
+    later = saved(ahead=WALL + 5.0)
+    assert [row.until for row in later[0].values()] == [WALL + 65.0, WALL + 96.0]
+    assert [row.told_at for row in later[1].values()] == [WALL + 5.0, WALL + 6.0]
+
+
+def test_what_an_account_no_longer_has_is_not_remembered_to_be_saved() -> None:
+    pool = pool_of("a")
+    for model in (None, "m1"):
+        scope = Scope.ACCOUNT if model is None else Scope.MODEL
+        pool.health.mark_cooldown(A, rate_limit(60.0, scope=scope, model=model), now=0.0)
+        pool.accounts.observe_headroom(A, [window(0.5, model=model)], now=0.0)
+    snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL)
+    with pool.accounts.changing(pool.accounts.get(A), By.HAND, 1.0) as change:
+        change.end_cooldowns(among=["m1"])
+    [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL).accounts
+    saved = pool.accounts.get(A).saved
+    assert saved is not None and saved.cooldowns.keys() == account.cooldowns.keys() == {None}
+    pool.accounts.clear_cooldown(A, now=1.0)
+    [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL).accounts
+    assert not (account.cooldowns or account.windows or pool.accounts.get(A).saved)

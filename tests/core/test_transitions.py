@@ -197,8 +197,9 @@ def test_the_model_that_has_to_go_for_another() -> None:
     for number in range(MAX_COOLDOWNS + 1):
         limit = rate_limit(60.0 + number, scope=Scope.MODEL, model=f"m{number}")
         pool.health.mark_cooldown(A, limit, now=0.0)
-    assert [_words(d) for d in pool.decisions if d.kind is Kind.RELEASE] == [
-        "release a m0 of 1 by room for others"
+    assert [told(pool)[0], len(told(pool))] == [
+        "cooldown a m0 by a refusal, ended by room for others",
+        MAX_COOLDOWNS + 1,
     ]
 
 

@@ -7,12 +7,13 @@ after request, and everything between is carried out as the shell does it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts
@@ -22,10 +23,9 @@ from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.members import MAX_ASKED, MAX_REMEMBERED, RecentFailures
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import Limits
 from account_pool.core.selection import POLICIES
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
-from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
+from account_pool.core.steps import Deliver, Limits, Phase, Refresh, Send, Step, Synthesize, Wait
 from tests.core.helpers import (
     EXPIRED,
     FACTS,

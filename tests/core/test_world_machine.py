@@ -21,9 +21,17 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Conversation, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome, Scope
-from account_pool.core.retry_policy import BARE_JITTER_S, BARE_PAUSE_S, Broken, Limits
 from account_pool.core.sessions import Pins, Session, Sessions, session_lease_of
-from account_pool.core.steps import Phase, Send, Step, Wait
+from account_pool.core.steps import (
+    BARE_JITTER_S,
+    BARE_PAUSE_S,
+    Broken,
+    Limits,
+    Phase,
+    Send,
+    Step,
+    Wait,
+)
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
 from tests.patience import tries
 
@@ -274,7 +282,7 @@ class World(RuleBasedStateMachine):
             assert free is None or first.called or first.look_at <= self.now
 
     def lines(self) -> Iterator[list[Ticket]]:
-        return self.pool._admission.lines(PROVIDER)
+        return self.pool.admission.lines(PROVIDER)
 
     @invariant()
     def busy_conversations_are_remembered(self) -> None:
@@ -298,7 +306,7 @@ class World(RuleBasedStateMachine):
         for client in self.clients:
             client.attempts.left(self.now)
         assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
-        assert len(self.pool._admission) == 0
+        assert len(self.pool.admission) == 0
         assert all(session.in_flight == 0 for session in self.known())
         for state in self.pool.accounts:
             assert all(ramp.unanswered == 0 for ramp in state.ramps.values())

@@ -6,6 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.credentials.fakes import FakeClock, FakeGitHub, Published
+from tests.patience import PATIENCE_S
+
+from account_pool.credentials import files
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a file is read at once as well."""
+    monkeypatch.setattr(files, "AT_ONCE_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -8,17 +8,19 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from math import inf
 from typing import Any
 
+from msgspec.structs import replace
 from tests.patience import PATIENCE_S
 
-from account_pool.core import claims
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.sources import AccountEntry, Source, ValueSource
+from account_pool.credentials.sources import AccountEntry, OwnThread, Source, ValueSource
 from account_pool.providers.registry import BUILT_IN
+from account_pool.store import agreed
+from account_pool.store.agreed import Decision, Held, Login, Result
 from account_pool.store.store import Tokens
 
 START = 1_800_000_000.0
@@ -76,7 +78,7 @@ class MemoryTokens:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._tokens: dict[str, tuple[Tokens, int]] = {}
+        self._tokens: dict[str, Held] = {}
         self._claims: dict[str, Claim] = {}
 
     def load(self, family: str) -> Tokens | None:
@@ -87,42 +89,30 @@ class MemoryTokens:
     def save(
         self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
     ) -> bool:
-        with self._lock:
-            if replaces is not None and family in self._tokens:
-                stored, stored_fence = self._tokens[family]
-                same = stored.refresh == replaces
-                if not claims.may_save(stored_fence, fence, is_same_token=same):
-                    return False
-            self._tokens[family] = tokens, fence
-            self._claims[family] = claims.answered(self._found(family), fence)
-            return True
+        return self._decide(
+            family,
+            lambda login: agreed.save_tokens(login, tokens, replaces=replaces, fence=fence),
+        )
 
     def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
-        with self._lock:
-            asked = claims.ask(
-                self._found(family),
+        def decide(login: Login) -> Decision[Claim | Taken]:
+            return agreed.claim_login(
+                login,
                 owner,
-                stored_fence=0,
-                token=token.digest(),
-                now=self._clock(),
-                is_gone=False,  # with its process the store is gone, too
+                token=token,
                 is_over=is_over,
+                is_gone=lambda _: False,  # with its process the store is gone, too
+                begun_at=-inf,
+                settle_s=0.0,
             )
-            if isinstance(asked, Claim):
-                self._claims[family] = asked
-            return asked
+
+        return self._decide(family, decide)
 
     def sending(self, family: str, fence: int, token: Secret) -> bool:
-        with self._lock:
-            found = self._found(family)
-            sent = claims.send(found, fence, token=token.digest(), now=self._clock())
-            if sent is not None:
-                self._claims[family] = sent
-            return sent is not None
+        return self._decide(family, lambda login: agreed.send_token(login, fence, token))
 
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
-        with self._lock:
-            self._claims[family] = claims.release(self._found(family), fence, unknown=unknown)
+        self._decide(family, lambda login: agreed.release_claim(login, fence, unknown=unknown))
 
     def keep(self) -> None:
         """It is."""
@@ -130,8 +120,14 @@ class MemoryTokens:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _found(self, family: str) -> Claim:
-        return self._claims.get(family, Claim())
+    def _decide(self, family: str, decide: Callable[[Login], Decision[Result]]) -> Result:
+        with self._lock:
+            tokens, claim = self._tokens.get(family), self._claims.get(family, Claim())
+            then = decide(Login(now=self._clock(), tokens=tokens, claim=claim))
+            if then.tokens is not None:
+                self._tokens[family] = then.tokens
+            self._claims[family] = then.claim or claim
+            return then.result
 
 
 class FakeClock:
@@ -173,6 +169,11 @@ class NoThreads(ThreadPoolExecutor):
         except Exception as error:
             done.set_exception(error)
         return done
+
+
+async def ask_at_once(_thread: OwnThread, question: Callable[[], Any], _timeout_s: float) -> Any:
+    """Stand for `OwnThread.ask`, likewise."""
+    return question()
 
 
 async def settle() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.credentials.fakes import FakeClock, FakeGitHub
 
 from account_pool.core.credential import Secret
-from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
+from account_pool.credentials.code_assist import CodeAssist
 from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.http import Http
 
@@ -18,7 +18,7 @@ TOKEN = Secret("ya29.secret")
 
 def asking(url: str) -> CodeAssist:
     return CodeAssist(
-        {"gemini-cli": CodeAssistSettings(api_url=url)},
+        {"gemini-cli": url},
         wall_clock=FakeClock(),
         http=Http(trust=ssl.create_default_context),
     )
@@ -81,4 +81,4 @@ async def test_nobody_there() -> None:
 
 def test_a_token_goes_nowhere_unencrypted() -> None:
     with pytest.raises(ValueError, match="unencrypted"):
-        CodeAssistSettings(api_url="http://10.0.0.1")
+        asking("http://10.0.0.1")

@@ -15,9 +15,9 @@ from tests.credentials.fakes import (
     START,
     FakeClock,
     FakeGitHub,
-    NoThreads,
     Published,
     answer,
+    ask_at_once,
     entry,
     settle,
     until,
@@ -26,14 +26,20 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.command import CommandSource
-from account_pool.credentials.copilot import CopilotExchange, EditorHeaders, ExchangeSettings
-from account_pool.credentials.copilot_token import Exchanged, read_token
+from account_pool.credentials.copilot import (
+    CopilotExchange,
+    EditorHeaders,
+    Exchanged,
+    ExchangeSettings,
+    read_token,
+)
 from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.sources import AccountEntry, EnvSource
+from account_pool.credentials.sources import AccountEntry, EnvSource, OwnThread, Reading
 from account_pool.supervision import tasks
 
 ME = AccountKey("copilot", "me")
@@ -93,7 +99,7 @@ class Rig:
             Keeper(
                 entries,
                 self.published,
-                self.exchange,
+                AcquireContext(exchange=self.exchange),
                 wall_clock=self.clock,
                 sleep=sleep or self.clock.sleep,
                 chance=lambda: 0.0,
@@ -275,7 +281,7 @@ class TestRenewal:
         self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Broken(EnvSource):
-            def read_now(self) -> Secret:
+            def read_now(self) -> Reading:
                 if not self.environ:
                     raise UnicodeDecodeError("utf-8", b"sk-fake", 0, 1, "sk-fake")
                 return super().read_now()
@@ -307,9 +313,13 @@ class TestRenewal:
         assert rig.published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
 
     async def test_what_can_be_read_again_is_one_line(
-        self, rig: Rig, caplog: pytest.LogCaptureFixture, tmp_path: Path
+        self,
+        rig: Rig,
+        caplog: pytest.LogCaptureFixture,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        asyncio.get_running_loop().set_default_executor(NoThreads())
+        monkeypatch.setattr(OwnThread, "ask", ask_at_once)
         caplog.set_level(logging.INFO, "account_pool")
         path = tmp_path / "key"
         rig.start(entry("openai/a", source=FileSource(path)))
@@ -472,6 +482,17 @@ class TestUpdate:
         await rig.clock.advance(1440)
         assert [label for label, _, _ in rig.exchange.asked[3:]] == ["me", "more"]
 
+    async def test_a_thousand_that_are_new_are_not_compared_with_each_other(self, rig: Rig) -> None:
+        class Once(list[AccountKey]):
+            def __contains__(self, _key: object) -> bool:
+                raise AssertionError
+
+        keeper = rig.start(entry(), entry("openai/a", "sk-old"))
+        await settle()
+        keeper.update([entry(), entry("openai/a", "sk-old")], anew=Once([ME]))
+        await settle()
+        assert [label for label, _, _ in rig.exchange.asked] == ["me", "me"]
+
     async def test_a_refresh_goes_on_with_what_replaced_its_account(self, rig: Rig) -> None:
         rig.exchange.script = ["one", "gone", "two"]
         keeper = rig.start(entry(), entry("copilot/gone"))
@@ -525,7 +546,8 @@ async def test_everything_together_over_real_http(
         wall_clock=clock,
         http=Http(trust=ssl.create_default_context),
     )
-    keeper = Keeper([entry()], published, exchange, wall_clock=clock, sleep=clock.sleep)
+    context = AcquireContext(exchange=exchange)
+    keeper = Keeper([entry()], published, context, wall_clock=clock, sleep=clock.sleep)
     keeper.start()
     await until(lambda: len(published.all) == 1)
     assert await keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])

@@ -20,9 +20,10 @@ from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringErro
 from tests.credentials.fakes import FakeClock, Published, entry, until
 from tests.patience import PATIENCE_S
 
+from account_pool.config.configuration import Config
 from account_pool.config.review import review
-from account_pool.config.values import Config
 from account_pool.core.credential import Secret
+from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.keychain import KeychainSource
@@ -80,11 +81,11 @@ async def test_all_of_an_item_or_a_part_of_it(keychain: Memory) -> None:
         ("json", user): '{"a": {"b": "sk-inner"}, "c": 1}',
         (CLAUDE, user): '{"claudeAiOauth": {"accessToken": "sk-ant-oat-fake", "expiresAt": 1e12}}',
     }
-    assert await KeychainSource("plain").read() == Secret("sk-plain")
-    assert await KeychainSource("of another").read() == Secret("sk-another")
-    assert await KeychainSource("json", "/a/b").read() == Secret("sk-inner")
+    assert (await KeychainSource("plain").read()).secret == Secret("sk-plain")
+    assert (await KeychainSource("of another").read()).secret == Secret("sk-another")
+    assert (await KeychainSource("json", "/a/b").read()).secret == Secret("sk-inner")
     for pointer in (POINTER, None):
-        reading = await KeychainSource(CLAUDE, pointer).reading()
+        reading = await KeychainSource(CLAUDE, pointer).read()
         assert (reading.secret, reading.expires_at) == (Secret("sk-ant-oat-fake"), 1e9)
     assert KeychainSource("json", "/a/b").describe() == "keychain json pointer /a/b"
 
@@ -171,12 +172,12 @@ async def test_one_that_waits_for_its_user_holds_up_nothing(keychain: Memory) ->
     with pytest.raises(CredentialError, match="has not answered yet"):
         await source.read()
     assert keychain.asked == 1
-    thread = source._asking
+    thread = source._thread.thread
     assert thread is not None and thread.daemon
     keychain.open.set()
     await asyncio.to_thread(thread.join, PATIENCE_S)
     source.timeout_s = PATIENCE_S
-    assert await source.read() == Secret("sk-late")
+    assert (await source.read()).secret == Secret("sk-late")
 
 
 async def test_an_answer_ends_a_question_whenever_its_thread_does(
@@ -185,7 +186,7 @@ async def test_an_answer_ends_a_question_whenever_its_thread_does(
     monkeypatch.setattr(threading.Thread, "is_alive", lambda _thread: True)
     keychain.items["X", getpass.getuser()] = "sk-1"
     source = KeychainSource("X")
-    assert await source.read() == await source.read() == Secret("sk-1")
+    assert [(await source.read()).secret for _ in range(2)] == [Secret("sk-1")] * 2
 
 
 async def test_a_question_that_never_came_is_asked_again(
@@ -200,7 +201,7 @@ async def test_a_question_that_never_came_is_asked_again(
         busy.setattr(threading.Thread, "start", no_more_threads)
         with pytest.raises(RuntimeError):
             await source.read()
-    assert await source.read() == Secret("sk-1")
+    assert (await source.read()).secret == Secret("sk-1")
 
 
 async def test_the_package_may_be_absent(keychain: Memory, monkeypatch: Any) -> None:
@@ -221,7 +222,7 @@ async def test_an_account_heals_and_is_renewed(
     keeper = Keeper(
         [entry("openai/me", source=KeychainSource("X"))],
         published,
-        NoExchange(),  # type: ignore[arg-type] - all that is asked of it
+        AcquireContext(exchange=NoExchange()),  # type: ignore[arg-type] - all that is asked of it
         wall_clock=clock,
         sleep=clock.sleep,
         chance=lambda: 0.0,
@@ -313,6 +314,6 @@ async def test_an_item_is_found_where_its_tool_keeps_it(
     monkeypatch.setattr(sys, "platform", platform)
     keyring.set_keyring(made)
     try:
-        assert (await KeychainSource(service).read()).reveal() == expected
+        assert (await KeychainSource(service).read()).secret.reveal() == expected
     finally:
         keyring.set_keyring(before)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.token_server import said
+from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_endpoint
+from account_pool.credentials import oauth
 from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
-from account_pool.credentials.oauth import OAuthSettings, OAuthSource
-from account_pool.credentials.reading import read_instant
-from account_pool.credentials.token_endpoint import LoginEnded
+from account_pool.credentials.http import Http, HttpFailed, HttpResponse
+from account_pool.credentials.oauth import LoginEnded, OAuthSettings, OAuthSource, Stop, post_with
+from account_pool.credentials.sources import Reading, read_instant
 from account_pool.store.store import Tokens
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
@@ -37,7 +41,7 @@ def test_a_vendor_login_needs_its_refresh_token_only() -> None:
         refresh_after_s=8 * 86400,
     )
     assert source.tokens() == Tokens(access=Secret("at"), refresh=Secret("rt"))
-    assert source.read_now() == Secret("at")
+    assert source.read_now() == Reading(secret=Secret("at"))
     assert source.describe() == "accounts.yaml"
     assert "'rt'" not in repr(source) and "'at'" not in repr(source)
     claude = written("claude-code", refresh_token="rt")
@@ -124,7 +128,7 @@ def test_any_answer_is_tokens_or_an_error_that_shows_none(status: int, body: Any
     asked_with = Tokens(access=Secret("at-secret"), refresh=Secret("rt-secret"))
     answer = said(status, body.decode("latin-1") if isinstance(body, bytes) else body)
     try:
-        tokens = token_endpoint.read(answer, asked_with, 1000.0)
+        tokens = oauth.read_tokens(answer, asked_with, 1000.0)
     except (LoginEnded, ExchangeFailed, ExchangeRefused) as error:
         assert "secret" not in str(error).replace("[secret]", "").replace("client_secret", "")
         assert str(error).isprintable()
@@ -132,3 +136,50 @@ def test_any_answer_is_tokens_or_an_error_that_shows_none(status: int, body: Any
     assert status == 200
     assert tokens.refresh.reveal()
     assert tokens.expires_at is None or tokens.expires_at > 1000
+
+
+# -- a proxy that stops waits for the answer of a token server, but not for ever
+
+ANSWER = HttpResponse(status=200, headers={}, body=b"{}")
+
+
+class Server:
+    """Stands for `Http`: stops the proxy while it is asked, and answers when told to."""
+
+    def __init__(self, stop: Stop, by: float, *, leaves: bool, answers: bool) -> None:
+        self.stop, self.by, self.leaves, self.answers = stop, by, leaves, answers
+
+    async def ask(self, *_: Any, sending: Any, **how: Any) -> HttpResponse:
+        if self.leaves:
+            sending()
+        self.stop.by = self.by
+        if self.answers:
+            return ANSWER
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.Event().wait()
+        raise AssertionError("nobody gave up")
+
+
+def ask(by: float, *, leaves: bool = True, answers: bool = False) -> HttpResponse:
+    stop = Stop()
+    server = Server(stop, by, leaves=leaves, answers=answers)
+    return post_with(cast(Http, server), stop)("https://x.test/", {}, b"", lambda: None)
+
+
+def test_an_answer_that_comes_in_time_counts() -> None:
+    assert ask(math.inf, answers=True) == ANSWER
+    assert ask(0.0, answers=True) == ANSWER
+
+
+def test_one_that_does_not_is_not_waited_for() -> None:
+    by = time.monotonic() + 0.3
+    with pytest.raises(HttpFailed, match="shutting down") as failed:
+        ask(by)
+    assert failed.value.sent
+    assert time.monotonic() >= by
+
+
+def test_what_has_not_left_is_not_waited_for() -> None:
+    with pytest.raises(HttpFailed, match="shutting down") as failed:
+        ask(math.inf, leaves=False)
+    assert not failed.value.sent

@@ -7,10 +7,10 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.credentials.fakes import START, FakeClock, MemoryTokens
 from tests.credentials.token_server import FIRST, TokenServer, said, serve
 from tests.patience import PATIENCE_S
@@ -19,15 +19,14 @@ from account_pool.core.claims import CLAIM_S, Claim
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, ExchangeFailed
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse
-from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.oauth import LoginEnded, OAuthSource, Stop, post_with
 from account_pool.credentials.refreshable_token import (
     CLAIM_LOOK_S,
     RefreshableToken,
     Refresher,
     RefreshPending,
 )
-from account_pool.credentials.token_endpoint import LoginEnded, Stop, post_with
-from account_pool.store.store import StoreError, Tokens
+from account_pool.store.store import DamagedError, StoreError, Tokens
 
 WRITTEN = {"access_token": "at-0", "refresh_token": FIRST, "expires_at": START + 3600}
 
@@ -564,6 +563,64 @@ class TestAnAnswerThatNeverCame:
         before._refresher.stop(0.0)
         assert shown(bench.stored()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
+
+    def test_one_login_that_cannot_be_written_keeps_no_other_from_it_at_the_end(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Damaged(FullDisk):
+            """The row of one login is, in the end."""
+
+            def save(self, family: str, tokens: Tokens, **how: Any) -> bool:
+                if family == source().family():
+                    raise DamagedError("the state database x is damaged", "delete it")
+                return super().save(family, tokens, **how)
+
+        bench.store = store = Damaged(bench.clock)
+        login, other = bench.login(), source(refresh_token="rt-other")
+        second = RefreshableToken(other, login._refresher, expiry=lambda _: None, chance=0.0)
+        for each, token in ((login, FIRST), (second, "rt-other")):
+            bench.server.newest = token
+            each.refuse(Secret("at-0"))
+            with pytest.raises(ExchangeFailed):
+                each.tokens_now()
+        store.full = False
+        login._refresher.stop(0.0)
+        assert shown(store.load(other.family())) == ("at-2", "rt-2")
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    def test_nobody_sends_what_is_spent_while_its_answer_is_not_written(self, bench: Bench) -> None:
+        bench.store = full = FullDisk(bench.clock)
+        login, other = bench.login(), bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="free some space"):
+            login.tokens_now()
+        full.full = False
+        other.refuse(Secret("at-0"))
+        with pytest.raises(RefreshPending, match="by another proxy"):
+            other.tokens_now()
+        assert shown(login.tokens_now()) == shown(other.tokens_now()) == ("at-1", "rt-1")
+        assert bench.server.reused == []
+        # The claim is over then.
+        other.refuse(Secret("at-1"))
+        bench.clock.now += 3600
+        assert shown(other.tokens_now()) == ("at-2", "rt-2")
+
+    def test_what_could_not_be_marked_as_sent_is_tried_at_once(self, bench: Bench) -> None:
+        class Silent(MemoryTokens):
+            """It marks the token, and its reply is lost."""
+
+            def sending(self, family: str, fence: int, token: Secret) -> bool:
+                super().sending(family, fence, token)
+                raise StoreError("the state engine x does not answer in time")
+
+        bench.store = silent = Silent(bench.clock)
+        bench.clock.now += 3310
+        login = bench.login()
+        with pytest.raises(ExchangeFailed, match="does not answer in time"):
+            login.tokens_now()
+        assert bench.server.asked == []
+        silent.sending = lambda *how: MemoryTokens.sending(silent, *how)
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
 
     def test_another_object_for_the_login_has_what_was_not_written(self, bench: Bench) -> None:
         bench.store = full = FullDisk(bench.clock)

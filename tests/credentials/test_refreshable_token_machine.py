@@ -28,15 +28,16 @@ from account_pool.core.claims import SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import ExchangeFailed
 from account_pool.credentials.http import HttpResponse
-from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.oauth import LoginEnded, OAuthSource
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
-from account_pool.credentials.token_endpoint import LoginEnded
 from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.store import Tokens
+from account_pool.store.store import Tokens, TokenStore
 
 SOURCE = OAuthSource.from_written("codex", "me", {"refresh_token": FIRST}, {})
 PROXIES = st.integers(0, 2)
+#: What the wall clock of each is ahead, seconds.
+SKEWS = (0.0, 7200.0, -7200.0)
 
 
 class Killed(BaseException):
@@ -64,17 +65,20 @@ class Proxy:
         self.boot()
 
     def boot(self) -> None:
-        self.store = SqliteTokens(
-            self.path,
-            clock=lambda: Moment("one", self.clock.now, self.wall()),
-            is_gone=self.gone.__contains__,
-        )
+        self.store = self.open_store()
         self.dead, self.known = False, None
         self.login = RefreshableToken(
             SOURCE,
             Refresher(store=self, post=self.post, wall_clock=self.wall),
             expiry=lambda _: None,
             chance=0.0,
+        )
+
+    def open_store(self) -> TokenStore:
+        return SqliteTokens(
+            self.path,
+            clock=lambda: Moment("one", self.clock.now, self.wall()),
+            is_gone=self.gone.__contains__,
         )
 
     def wall(self) -> float:
@@ -135,7 +139,7 @@ class Proxy:
 
     # -- the store, as long as the process lives
 
-    def alive(self) -> SqliteTokens:
+    def alive(self) -> TokenStore:
         if self.dead:
             raise Killed
         return self.store
@@ -162,12 +166,12 @@ class SharedLogin(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.clock, self.server = FakeClock(), TokenServer(life_s=1000)
-        path = Path(self.folder.name) / "state.sqlite"
-        gone: set[str] = set()
-        self.proxies = [
-            Proxy(path, self.server, self.clock, gone, skew) for skew in (0.0, 7200.0, -7200.0)
-        ]
+        self.proxies = self.make_proxies(Path(self.folder.name), set())
         self.paused = False
+
+    def make_proxies(self, folder: Path, gone: set[str]) -> list[Proxy]:
+        path = folder / "state.sqlite"
+        return [Proxy(path, self.server, self.clock, gone, skew) for skew in SKEWS]
 
     @rule(n=PROXIES)
     def next_step(self, n: int) -> None:
@@ -227,11 +231,12 @@ class SharedLogin(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-SharedLogin.TestCase.settings = settings(
+SETTINGS = settings(
     max_examples=tries(40),
     stateful_step_count=30,
     report_multiple_bugs=False,
     # To shrink a failure takes minutes: a thread that hangs is waited for, example by example.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
+SharedLogin.TestCase.settings = SETTINGS
 test_no_order_of_steps_loses_the_login = SharedLogin.TestCase

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.fakes import entry, until
+from tests.patience import PATIENCE_S
 
 import account_pool.credentials.command
 from account_pool.core.credential import Secret
+from account_pool.credentials import files
 from account_pool.credentials.command import CommandSource
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.sources import EnvSource, ValueSource, expand, usable
+from account_pool.credentials.sources import (
+    EnvSource,
+    OwnThread,
+    Reading,
+    ValueSource,
+    expand,
+    usable,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +75,8 @@ async def test_values_and_variables_follow_the_environment() -> None:
     for value in ("one", "two"):
         environ["KEY"] = value
         for source in sources:
-            assert source.read_now() == Secret(value)
-            assert await source.read() == Secret(value)
+            assert source.read_now().secret == Secret(value)
+            assert await source.read() == source.read_now()
     assert [source.describe() for source in sources] == ["accounts.yaml", "env KEY"]
 
 
@@ -75,7 +86,11 @@ async def test_a_file_is_read_anew(tmp_path: Path) -> None:
     for text in ("one", " two\n", "\ufeffthree"):
         path.write_text(text, encoding="utf-8")
         path.chmod(0o600)
-        assert await source.read() == source.read_now() == Secret(text.strip(" \n\ufeff"))
+        assert (
+            (await source.read()).secret
+            == source.read_now().secret
+            == Secret(text.strip(" \n\ufeff"))
+        )
     assert source.describe() == "file ~/token"
 
 
@@ -83,7 +98,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_bytes(b"x" * (1024 * 1024 + 1))
     path.chmod(0o600)
-    with pytest.raises(CredentialError, match="larger than 1 MiB"):
+    with pytest.raises(CredentialError, match="it is larger than 1 MiB"):
         FileSource(path).read_now()
 
 
@@ -95,6 +110,70 @@ async def test_what_is_no_path_is_told(name: str) -> None:
         FileSource(Path(name)).read_now()
     with pytest.raises(CredentialError, match="a character that no name can have"):
         await CommandSource(f"echo {name}", {}).read()
+
+
+async def test_files_on_a_share_that_hangs_hold_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read, answers = tmp_path / "token", files.read_private, threading.Event()
+    path.write_text("sk-fake")
+    path.chmod(0o600)
+
+    def hanging(*where: Any) -> str:
+        answers.wait(PATIENCE_S)
+        return read(*where)
+
+    monkeypatch.setattr(files, "read_private", hanging)
+    sources = [FileSource(path, written="~/token", timeout_s=0.05) for _ in range(50)]
+    hung = await asyncio.gather(*(one.read() for one in sources), return_exceptions=True)
+    assert {str(error).partition(";")[0] for error in hung} == {
+        "the file ~/token was not read within 0.05 s"
+    }
+    # The event loop's own threads are free.
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "looked up"), PATIENCE_S)
+    one = sources[0]
+    assert one.read_now() is None
+    with pytest.raises(CredentialError, match="the file ~/token is still being read"):
+        await one.read()
+    thread = one._thread.thread
+    assert thread is not None and thread.daemon
+    answers.set()
+    await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert one.read_now() == Reading(secret=Secret("sk-fake"))
+
+
+async def test_at_the_start_a_share_that_hangs_keeps_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of many is waited for, and not for long; those that can be read are read beside it."""
+    path, read, answers = tmp_path / "token", files.read_private, threading.Event()
+    path.write_text("sk-fake")
+    path.chmod(0o600)
+
+    def hanging(where: Path, *more: Any) -> str:
+        if where != path:
+            answers.wait(PATIENCE_S)
+        return read(path, *more)
+
+    monkeypatch.setattr(files, "read_private", hanging)
+    monkeypatch.setattr(files, "AT_ONCE_S", 0.01)
+    away = FileSource(tmp_path / "away" / "token", timeout_s=PATIENCE_S)
+    assert away.read_now() is None
+    monkeypatch.setattr(files, "AT_ONCE_S", 10 * PATIENCE_S)
+    others = [FileSource(tmp_path / "away" / str(n)) for n in range(3)]
+    assert [other.read_now() for other in others] == [None] * 3
+    here = FileSource(path)
+    found = here.read_now() or await here.read()
+    assert found == Reading(secret=Secret("sk-fake"))
+    # What was begun at the start is waited for, and not asked again.
+    reading = asyncio.create_task(away.read())
+    await asyncio.sleep(0)
+    answers.set()
+    assert await reading == found
+    for other in others:
+        assert (other.read_now() or await other.read()) == found
+    await until(lambda: not OwnThread._late)
+    assert FileSource(path).read_now() == found
 
 
 def test_no_source_shows_its_secret() -> None:
@@ -119,12 +198,12 @@ async def test_a_command_is_run_once_until_it_is_refused(tmp_path: Path) -> None
     command = script(tmp_path, f'echo run >> {tmp_path}/runs; echo " token-$#-$KEY "')
     source = CommandSource(command, {"KEY": "x", **os.environ})
     assert source.read_now() is None
-    assert await source.read() == await source.read() == Secret("token-2-x")
+    assert await source.read() == await source.read() == Reading(secret=Secret("token-2-x"))
     source.refused(Secret("another"))
     await source.read()
     assert (tmp_path / "runs").read_text() == "run\n"
     source.refused(Secret("token-2-x"))
-    assert await source.read() == Secret("token-2-x")
+    assert (await source.read()).secret == Secret("token-2-x")
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
     assert source.describe() == f"command {command}"
     assert "token-2" not in repr(source)
@@ -132,7 +211,7 @@ async def test_a_command_is_run_once_until_it_is_refused(tmp_path: Path) -> None
 
 async def test_nothing_is_expanded_by_a_shell() -> None:
     source = CommandSource("echo $HOME;ls", dict(os.environ))
-    assert await source.read() == Secret("$HOME;ls")
+    assert (await source.read()).secret == Secret("$HOME;ls")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +283,32 @@ async def test_a_command_that_hangs_is_ended_with_its_helpers(tmp_path: Path) ->
 
 
 @needs_proc
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("echo token", "token"),
+        ("echo 'not logged in' >&2; exit 3", "exited with status 3: not logged in"),
+        ("{ while kill -0 $$; do :; done 2>/dev/null; echo token; } &", "token"),
+    ],
+    ids=["printed", "failed", "prints later"],
+)
+async def test_what_a_command_leaves_behind_is_not_waited_for(
+    tmp_path: Path, end: str, expected: str
+) -> None:
+    """An agent that was started with it has its pipes open, for days."""
+    command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/agent\n{end}")
+    try:
+        secret = (await CommandSource(command, dict(os.environ)).read()).secret.reveal()
+    except CredentialError as error:
+        secret = str(error)
+    agent = int((tmp_path / "agent").read_text())
+    left = not is_gone(agent)
+    os.kill(agent, signal.SIGKILL)
+    assert expected in secret and "did not finish" not in secret
+    assert left
+
+
+@needs_proc
 async def test_a_cancelled_command_is_ended(tmp_path: Path) -> None:
     command = script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 300")
     reading = asyncio.create_task(CommandSource(command, dict(os.environ)).read())
@@ -267,10 +372,25 @@ def is_gone(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] in "XZ"
 
 
-async def test_endless_output_is_read_and_dropped(tmp_path: Path) -> None:
+async def test_of_much_output_the_beginning_is_no_token(tmp_path: Path) -> None:
     command = script(tmp_path, "head -c 3000000 /dev/zero | tr '\\0' x")
-    secret = await CommandSource(command, dict(os.environ)).read()
-    assert len(secret.reveal()) == 64 * 1024
+    with pytest.raises(CredentialError, match="printed has more than 32768 characters"):
+        await CommandSource(command, dict(os.environ)).read()
+
+
+async def test_endless_output_ends_like_any_command_that_does_not(tmp_path: Path) -> None:
+    command = script(tmp_path, "exec yes sk-fake")
+    with pytest.raises(CredentialError, match=r"did not finish within 0\.3 s"):
+        await CommandSource(command, dict(os.environ), timeout_s=0.3).read()
+
+
+@pytest.mark.parametrize("content", [b"x" * 40_000, b'{"a": "%s"}' % (b"x" * 40_000)])
+def test_what_no_server_would_accept_is_no_token(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(CredentialError, match="has more than 32768 characters"):
+        FileSource(path, "/a" if content[:1] == b"{" else None).read_now()
 
 
 KEY = "sk-fake-000"
@@ -326,3 +446,23 @@ def test_what_moves_with_it_is_a_part_of_it() -> None:
 
 def test_it_does_not_tell_the_secret() -> None:
     assert KEY not in entry(source=ValueSource(Secret(KEY), {})).fingerprint()
+
+
+@given(st.text(st.characters(max_codepoint=0x100), max_size=6))
+def test_a_value_is_a_token_where_each_character_may_stand_in_one(text: str) -> None:
+    """As RFC 9110, section 5.5, has it; and then it is the object that was written."""
+    secret = Secret(text)
+    try:
+        read = ValueSource(secret, {}).read_now().secret
+    except CredentialError:
+        assert "$" in text or not re.fullmatch(r"\s*[\x21-\x7e]+\s*", text)
+        return
+    token = text.strip().replace("$$", "$")
+    assert read.reveal() == token and re.fullmatch(r"[\x21-\x7e]+", token)
+    assert (read is secret) == (text == token and "$" not in text)
+
+
+def test_a_secret_tells_its_digest_only_and_always_the_same() -> None:
+    one, other = Secret("sk-fake-1"), Secret("sk-fake-2")
+    assert one.digest() == one.digest() == Secret("sk-fake-1").digest() != other.digest()
+    assert "sk-fake" not in one.digest()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from mitmproxy import ctx, http
 from mitmproxy.addonmanager import Loader
 
-from account_pool.proxy import http2, waking
-from account_pool.proxy.waking import ClientLayer
+from account_pool.proxy import http2
+from account_pool.proxy.service import CLOCKS, ClientLayer
 
 HEADER = "x-asleep-seconds"
 
@@ -32,7 +32,7 @@ class Asleep:
     def running(self) -> None:
         http2.DEAD_S = float(ctx.options.asleep_bound)
         service = ctx.master.addons.get("account_pool").service
-        service.clocks = tuple(self.ahead(clock) for clock in waking.CLOCKS)
+        service.suspends.clocks = tuple(self.ahead(clock) for clock in CLOCKS)
         service.layers = OutermostFirst(service.layers)
 
     def ahead(self, clock: Callable[[], float]) -> Callable[[], float]:

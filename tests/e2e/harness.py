@@ -79,8 +79,27 @@ TWO = in_order("first", "second")
 
 
 #: How `account-pool serve` is called, in an environment with `PATH_OF_PACKAGE`.
-SERVE = (sys.executable, "-c", "from account_pool.cli import main; main()", "serve")
+COMMAND = (sys.executable, "-c", "from account_pool.cli import main; main()")
+SERVE = (*COMMAND, "serve")
 PATH_OF_PACKAGE = {"PYTHONPATH": str(Path(account_pool.__file__).parents[1])}
+
+
+async def run_command(home: Path, *words: str, typed: str = "") -> tuple[int, str, str]:
+    """Run `account-pool` for the user of *home*, on pipes.
+
+    Returns its exit code, what it says, and what it says beside it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *words,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, "HOME": str(home)},
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        out, err = await process.communicate(typed.encode())
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 class Proxy(Mitmdump):
@@ -152,6 +171,7 @@ class Setting:
         provider: Provider | None = None,
         providers: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        scripts: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         addon: bool = True,
@@ -165,6 +185,7 @@ class Setting:
             provider: where connections to the vendors' hosts go.
             providers: section of accounts.yaml.
             options: given with --set.
+            scripts: loaded before us.
             extra_args: given as they are.
             env: added to an environment that holds no account of its own.
             addon: False for mitmdump without us.
@@ -192,6 +213,8 @@ class Setting:
             **(options or {}),
         }
         args = [arg for name, value in settings.items() for arg in ("--set", f"{name}={value}")]
+        for script in scripts:
+            args += ["-s", script]
         if provider:
             args += ["-s", redirect.__file__]
         if addon and workers == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import stat
 import sys
 from collections.abc import Callable
@@ -17,7 +16,17 @@ from mitmproxy.io import FlowReader
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.admin.events import MAX_CLIENTS
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat, secret
+from tests.e2e.harness import (
+    CONFDIR,
+    FIRST,
+    SECOND,
+    THIRD,
+    TIMEOUT_S,
+    TWO,
+    chat,
+    run_command,
+    secret,
+)
 from tests.scripts import openai
 
 NEW = {"provider": "openai", "label": "third", "token": THIRD, "priority": 2}
@@ -269,16 +278,7 @@ async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
     kept = home / ".mitmproxy" / TOKEN_FILE
 
     async def command(*words: str) -> tuple[int, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from account_pool.cli import main; main()", *words),
-            *("-p", str(proxy.port)),
-            env={**os.environ, "HOME": str(home)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(TIMEOUT_S):
-            out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        return await run_command(home, *words, "-p", str(proxy.port))
 
     assert (await command("list"))[1].splitlines() == [
         "openai/first   available, but gpt-5-nano on cooldown",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +11,10 @@ import pytest
 from benchmarks.bench import QUICK, Bench, bench
 from benchmarks.proxies import CHECKOUT
 from benchmarks.scenarios import bodies, connections, failover, streams
+from benchmarks.storm import real
+from benchmarks.storm.fleet import Tally
+
+from tests.patience import PATIENCE_S
 
 EFFORT = replace(
     QUICK,
@@ -48,3 +54,17 @@ def test_nothing_is_refused_or_altered(running, scenario, counted):
     assert not any(f.value for f in figures if f.name == "not 200")
     altered = [f.value for f in figures if f.name.startswith("bodies altered")]
     assert altered == [0.0] * counted
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server here")
+def test_agents_are_served_by_several_proxies_on_one_engine():
+    pytest.importorskip("redis")
+    how = {"kind": "redis", "seed": 1, "agents": 8, "pace": 12}
+
+    async def worked() -> Tally:
+        async with real.storm("fill-first", 2, **how) as storm:
+            return (await storm.run(PATIENCE_S, enough=10))[0]
+
+    tally = asyncio.run(worked())
+    assert tally.served >= 10
+    assert tally.told == 0

@@ -14,7 +14,18 @@ import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, Proxy, chat, client
+from tests.e2e.harness import (
+    COMMAND,
+    CONFDIR,
+    FIRST,
+    SECOND,
+    TIMEOUT_S,
+    TWO,
+    Proxy,
+    chat,
+    client,
+    run_command,
+)
 from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
@@ -31,18 +42,10 @@ class Cli:
         self, *words: str, code: int = 0, typed: str = "", port: bool = True
     ) -> tuple[str, str]:
         """Run one command; return what it says, and what it says beside it."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from account_pool.cli import main; main()", *words),
-            *(("-p", str(self.proxy.port)) if port else ()),
-            stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "HOME": str(self.home)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(TIMEOUT_S):
-            out, err = await process.communicate(typed.encode())
-        assert process.returncode == code, err.decode()
-        return out.decode(), err.decode()
+        of_proxy = ("-p", str(self.proxy.port)) if port else ()
+        exit_code, out, err = await run_command(self.home, *words, *of_proxy, typed=typed)
+        assert exit_code == code, err
+        return out, err
 
 
 @pytest.fixture
@@ -165,14 +168,13 @@ async def test_an_account_is_added_while_the_proxy_runs(provider, pool_proxy, cl
 
 async def test_a_proxy_that_is_well_looks_so(provider, pool_proxy, cli):
     proxy = await pool_proxy(TWO, provider=await provider(by_credential({FIRST: GOOD})))
-    out, err = await cli(proxy)(
-        "doctor", "--json", "--accounts-file", str(proxy.folder / "accounts.yaml")
-    )
+    file = str(proxy.folder / "accounts.yaml")
+    out, err = await cli(proxy)("doctor", "--json", "--accounts-file", file)
     findings = json.loads(out)["findings"]
     assert [one for one in findings if one["level"] == "bad"] == []
     texts = [one["text"] for one in findings]
     assert any(f"127.0.0.1:{proxy.port} serves accounts of" in text for text in texts)
-    assert "openai/first: accounts.yaml" in texts
+    assert f"openai/first: {file}" in texts
     assert "sk-fake" not in out + err
 
 
@@ -182,7 +184,7 @@ async def test_decisions_are_followed_until_ctrl_c(provider, pool_proxy, cli):
     command = cli(proxy)
     await command("disable", "openai/first")
     following = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from account_pool.cli import main; main()"),
+        *COMMAND,
         *("decisions", "-f", "--json", "-p", str(proxy.port)),
         env={**os.environ, "HOME": str(command.home)},
         stdout=asyncio.subprocess.PIPE,

@@ -28,7 +28,7 @@ FILES: dict[str, tuple[bytes | None, str]] = {
     "section": (b'{"mcpOAuth":{}}', "nothing at /claudeAiOauth/accessToken; its tool is logged"),
     "half": (b'{"claudeAiOauth":{"accessTok', "is not JSON, or only a part of it was written"),
     "cut": ('{"a":"ä'.encode()[:-1], "is not text in UTF-8"),
-    "huge": (b" " * (1024 * 1024 + 1), "is larger than 1 MiB"),
+    "huge": (b" " * (1024 * 1024 + 1), "it is larger than 1 MiB"),
     "nothing": (b"", "is not JSON, or only a part of it was written"),
     "missing": (None, "does not exist; its tool is logged out: run `claude` and log in"),
 }
@@ -67,8 +67,8 @@ async def test_every_kind_beside_a_good_one(provider, pool_proxy, tmp_path):
     os.mkfifo(paths["pipe"], 0o600)
     said = {label: words for label, (_, words) in FILES.items()} | {
         "open": "can be read or changed by other users .mode 644.; run: chmod 600",
-        "directory": "cannot be read .is a directory.",
-        "pipe": "is a pipe or a device, not a file",
+        "directory": "cannot be read .it is a directory, not a file.",
+        "pipe": "cannot be read .it is a pipe, not a file.",
         "command": "exited with status 1: cat: .*; run it by hand",
         "absent": "cannot be started .no such file or directory.; install it",
         "unset": "environment variable FAKE_UNSET is not set",

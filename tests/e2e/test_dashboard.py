@@ -1,8 +1,6 @@
 """The dashboard in a real Chromium, on a real proxy.
 
-Needs the extra `browser` and a Chromium on the path; skipped without them, except where CI
-says that both are there (`POOL_NEEDS_BROWSER`). The pictures in docs/ are made by `pictures.py`
-of the same scenes.
+The pictures in docs/ are made by `pictures.py` of the same scenes.
 """
 
 from __future__ import annotations
@@ -11,72 +9,31 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from account_pool.admin.app import dashboard
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.admin.page import dashboard
 from account_pool.demo.replies import by_credential
+
+# First: without a browser what comes next cannot be imported.
+from tests.e2e.chromium import AXE, axe, browser, complaints, expect, listen, opened, playwright
 from tests.e2e.harness import CHROMIUM, CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
 from tests.scripts import openai
 
-#: Set by CI: what is missing then is a failure, not a reason to skip.
-if os.environ.get("POOL_NEEDS_BROWSER"):
-    assert CHROMIUM is not None, "CI has no Chromium"
-    import axe_playwright_python.async_playwright as axe
-    import playwright.async_api as playwright
-else:
-    playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
-    axe = pytest.importorskip(
-        "axe_playwright_python.async_playwright", reason="needs the extra `browser`"
-    )
+from tests.e2e import pictures  # isort: skip
 
-from tests.e2e import pictures
+__all__ = ["browser", "complaints"]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
 GOOD = openai.chat_complete("Good morning", model="gpt-5-nano")
 SCRIPT = {FIRST: openai.insufficient_quota(), SECOND: GOOD, THIRD: GOOD}
-#: What the rules of WCAG 2.2, A and AA, and the good practice of axe find wrong.
-AXE = {"resultTypes": ["violations"]}
 #: Of hundreds of rows alike some are enough; it looks at each for a second otherwise.
 SOME_ROWS = {"include": ["html"], "exclude": ["#rows > tr:nth-child(n + 50)"]}
 #: The page with its style and scripts; nothing else is loaded.
 MAX_BYTES = 150_000
-expect = playwright.expect
-expect.set_options(timeout=TIMEOUT_S * 1000)
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[playwright.Browser]:
-    async with playwright.async_playwright() as started:
-        # Its own sandbox needs rights that containers do not give.
-        one = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield one
-        await one.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the console of a page has said; a test empties what it has expected."""
-    return []
-
-
-def listen(page: playwright.Page, complaints: list[str]) -> None:
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-
-
-async def opened(browser, proxy, complaints: list[str], path: str = "/", **how) -> playwright.Page:
-    context = await browser.new_context(**how)
-    context.set_default_timeout(TIMEOUT_S * 1000)
-    page = await context.new_page()
-    listen(page, complaints)
-    await page.goto(proxy.url + path)
-    await page.wait_for_selector("body[data-ready]")
-    return page
 
 
 def admin_token(proxy) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from account_pool.demo.exchange import Framing, Reply
 from account_pool.demo.replies import EVENT_STREAM, by_credential
-from account_pool.proxy.fast import direct
+from account_pool.proxy.fast import known
 from tests.e2e import other_addons
 from tests.e2e.harness import (
     ACCOUNTS_FILE,
@@ -367,7 +367,7 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
         options={"termlog_verbosity": "debug"},
         extra_args=["-s", str(script)],
     )
-    all_of_them = "table, inline" + (", direct, short, relay" if direct.is_as_known() else "")
+    all_of_them = "table, inline" + (", direct, short, relay" if known.knows_reading() else "")
     ways = {"true": all_of_them, "false": "none", '["table"]': "table"}
 
     async def neighbour(http) -> tuple[str, bool]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import pytest
 from benchmarks.bench import QUICK, bench
 from benchmarks.hops.__main__ import figures, files, table
 from benchmarks.hops.recorder import Recorder
-from benchmarks.hops.scenarios import BOUNDS, CHUNK, FAILOVER, FIRST_FAILOVER, ORDINARY, measure
+from benchmarks.hops.scenarios import (
+    BOUNDS,
+    CHUNK,
+    FAILOVER,
+    FIRST_FAILOVER,
+    ORDINARY,
+    _usual,
+    measure,
+)
 from benchmarks.hops.way import Visits, Way
 from benchmarks.proxies import CHECKOUT
 
@@ -53,6 +62,18 @@ async def test_what_runs_in_the_background_is_not_recorded():
     assert names.count("called") == 1
 
 
+@pytest.mark.parametrize(("lengths", "usual"), [("23222", 2), ("32" + "3" * 28, 3)])
+def test_a_way_that_is_shorter_once_is_not_the_usual_one(lengths, usual) -> None:
+    recorded = iter([Way.of([["a", "f"]] * int(length)) for length in lengths])
+    assert len(_usual(lambda: next(recorded)).calls) == usual
+
+
+def test_ways_that_all_differ_have_no_usual_one() -> None:
+    recorded = (Way.of([["a", "f"]] * length) for length in itertools.count(1))
+    with pytest.raises(RuntimeError, match="alike"):
+        _usual(lambda: next(recorded))
+
+
 @pytest.fixture(scope="module")
 def ways() -> dict[str, Way]:
     with bench(CHECKOUT / "addon" / "pool.py", QUICK) as running:
@@ -82,7 +103,7 @@ def test_ways_are_as_long_as_what_is_done(ways):
             before[1] != after[1] for before, after in zip(way.calls, way.calls[1:], strict=False)
         ) + 1  # fmt: skip
     # All but what an ordinary response has none of: chunks, and a copy of them.
-    only_chunks = {"proxy/fast/relay.py", "proxy/flow_view.py"}
+    only_chunks = {"proxy/flow_view.py"}
     assert set(ways[CHUNK].visits) - set(ways[ORDINARY].visits) <= only_chunks
 
 

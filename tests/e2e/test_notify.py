@@ -107,6 +107,8 @@ async def test_workers_tell_each_event_once(provider, pool_proxy):
         for _ in range(4):
             async with proxy.client() as http:
                 assert (await http.request(**chat(stream=False))).status_code == 200
+        # What begins and ends within one look is not told at all.
+        assert await hook.until(1) == [("disabled", "openai/first")]
         await clear(proxy, "first")
         assert await hook.until(2) == [("disabled", "openai/first"), ("back", "openai/first")]
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:

@@ -15,7 +15,16 @@ import pytest
 
 from account_pool.demo.mitmdump import MitmdumpFailed
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, TWO, chat, point_clients_at
+from tests.e2e.harness import (
+    CLIENT,
+    FIRST,
+    SECOND,
+    TIMEOUT_S,
+    TWO,
+    chat,
+    point_clients_at,
+    run_command,
+)
 from tests.e2e.test_websocket import CREATE, CREATED, DELTA, LIMITED, open_socket, says
 from tests.e2e.test_workers import one_each
 from tests.scripts import openai
@@ -172,16 +181,7 @@ async def test_the_commands(provider, pool_proxy, tmp_path):
     await until(proxy.url, "", lambda rows: len(rows) == 1)
 
     async def command(*words: str) -> tuple[int, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from account_pool.cli import main; main()", *words),
-            *("-p", str(proxy.port)),
-            env={**os.environ, "HOME": str(tmp_path)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(TIMEOUT_S):
-            out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        return await run_command(tmp_path, *words, "-p", str(proxy.port))
 
     code, out, _ = await command("requests")
     assert code == 0

@@ -74,9 +74,7 @@ async def until_waiting(proxy: Proxy, count: int) -> None:
 
 async def test_where_the_herd_goes_it_starts_with_one(provider, pool_proxy):
     """Time adds nobody here: a good answer lets two go, itself and one more."""
-    endless = [
-        f"set_constant=account_pool.core.cooldown:{name}=1e6" for name in ("STEP_S", "RAMP_S")
-    ]
+    endless = [f"set_constant=account_pool.core.state:{name}=1e6" for name in ("STEP_S", "RAMP_S")]
     scripts = ["-s", constants.__file__, "-s", status.__file__]
     herd = Herd()
     async with herd.running(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mitmproxy.net.encoding import decode, encode
 
-from account_pool.cli.codex_home import placeholder_home
+from account_pool.cli.run import placeholder_home
 from account_pool.demo.exchange import Request
 from account_pool.demo.replies import by_credential, json_reply
 from tests.cli.authorisation import vendor_tool

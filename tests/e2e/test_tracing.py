@@ -81,8 +81,9 @@ async def test_a_failover_is_a_span(provider, pool_proxy):
 
 
 async def test_a_collector_that_hangs_keeps_nobody(provider, pool_proxy):
-    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
+        writer.close()
 
     async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from account_pool.demo import http1
+from account_pool.demo import provider as scripted
 from account_pool.demo.exchange import Ending, Reply
 from account_pool.demo.replies import by_credential
 from tests.e2e import breaking
@@ -260,9 +260,9 @@ async def test_a_limit_closes_the_socket_also_in_the_middle_of_a_frame(
     provider, pool_proxy, monkeypatch, begun
 ):
     """The next frame has begun to come: a Close frame of ours must not go into it."""
-    answers = http1._answers
+    answers = scripted._answers
     next_frame = bytes([0x81, len(CREATED)]) + CREATED.encode()
-    monkeypatch.setattr(http1, "_answers", lambda *args: answers(*args) + next_frame[:begun])
+    monkeypatch.setattr(scripted, "_answers", lambda *args: answers(*args) + next_frame[:begun])
     upstream = await provider(by_credential({FIRST: says(LIMITED), SECOND: ACCEPTED}))
     proxy = await pool_proxy(TWO, provider=upstream)
     async with open_socket(proxy) as socket:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -133,10 +133,16 @@ async def test_a_mistake_in_the_accounts_is_said_once(setting):
 
 
 class AtOnce:
-    """A script whose answers take a moment; knows how many it owed at once at most."""
+    """A script that knows how many answers it owed at once at most.
+
+    It answers nothing before it has owed as many as are *expected*; then each answer takes a
+    moment.
+    """
 
     def __init__(self) -> None:
         self.owed = self.most = 0
+        self.expected = 1
+        self._waiting = list[Callable[[], object]]()
 
     def __call__(self, _request: Request) -> Reply:
         self.owed += 1
@@ -147,7 +153,11 @@ class AtOnce:
             self.owed -= 1
             go_on.set()
 
-        asyncio.get_running_loop().call_later(0.01, answer)
+        self._waiting.append(answer)
+        if self.most >= self.expected:
+            for waiting in self._waiting:
+                asyncio.get_running_loop().call_later(0.01, waiting)
+            self._waiting.clear()
         return replace(GOOD, not_before=go_on)
 
 
@@ -159,6 +169,7 @@ async def test_all_workers_together_keep_to_max_concurrent(provider, pool_proxy,
     options = {"pool_max_wait": TIMEOUT_S}
     proxy = await pool_proxy(accounts, provider=upstream, workers=2, options=options)
     async with one_each(proxy) as clients:
+        script.expected = limit
         asked = [client.request(**chat(stream=False)) for client in clients for _ in range(15)]
         answers = await asyncio.gather(*asked)
     assert {answer.status_code for answer in answers} == {200}

@@ -228,6 +228,7 @@ TO_MONDAY = str((3 * 24 + 14) * 3600)
         (429, {"retry-after": "5", **key("user-model-requests")}, None, "rate_limit account+model 5"),
         (429, {"x-ratelimit-user-retry-after": "9"}, error("rate_limited"), "rate_limit account 9"),
         (429, {"retry-after": "9"}, error("user_global_rate_limited:pro"), "rate_limit account 9"),
+        (429, {"retry-after": "9"}, error("rate_limited", "You have exhausted this model's rate limit."), "rate_limit account+model 9"),
         (429, {"retry-after": "35040"}, error("user_global_rate_limited:pro"), "quota account 35040"),
         (429, {}, error("user_global_rate_limited:max", "exceeded your 5 hour session limits"), "quota account -"),
         (429, {}, error("rate_limited", "Please wait 9 hours 44 minutes."), "quota account 35040"),

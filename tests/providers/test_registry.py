@@ -1,10 +1,9 @@
 """Whose host is whose, and services of a user's own."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import HostRule, RequestHead, Route

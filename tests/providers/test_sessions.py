@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
-from account_pool.providers import registry, sessions, stored_objects
+from account_pool.providers import copilot, openai, registry, sessions
 from account_pool.providers.base import RequestHead
 
 SYSTEM = {"role": "system", "content": "You are a tool."}
@@ -371,8 +371,8 @@ def test_garbage_fails_nobody(body: bytes) -> None:
     for path in ("/v1/responses", "/v1/messages"):
         request = head(body, path=path)
         sessions.conversation(request)
-        sessions.copilot(request)
-        stored_objects.ids_in_response(request, lambda: body, {}, stored_objects.OPENAI)
+        copilot.conversation(request)
+        sessions.ids_in_response(request, lambda: body, {}, openai.STORED)
 
 
 # -- ids that only their account knows
@@ -428,12 +428,12 @@ CREATED = {"type": "response.created", "sequence_number": 0, "response": STORED}
     ],
 )
 def test_ids_an_answer_made(path: str, asked: Any, answer: bytes, made: tuple[str, ...]) -> None:
-    assert stored_objects.ids_in_response(head(asked, path=path), lambda: answer, {}) == made
+    assert sessions.ids_in_response(head(asked, path=path), lambda: answer, {}) == made
 
 
 def test_copilot_tells_a_prompt_from_what_follows_it_and_who_issued_its_tokens() -> None:
-    user = sessions.copilot(head({}, x_initiator="user", copilot_edits_session="e"))
-    agent = sessions.copilot(head({}, x_initiator="agent", x_client_session_id="s"))
+    user = copilot.conversation(head({}, x_initiator="user", copilot_edits_session="e"))
+    agent = copilot.conversation(head({}, x_initiator="agent", x_client_session_id="s"))
     assert user == Conversation(named=("e",))
     assert agent == Conversation(session="s", follow_up=True)
 

@@ -408,6 +408,11 @@ BEDROCK = [
 ]
 
 UNKNOWN = [
+    (401, {}, error("令牌已过期"), "auth_expired account -"),
+    (401, {}, error("令牌无效或已过期"), "auth_invalid account -"),
+    (403, {}, error("Your organization has run out of its monthly token budget."), "quota account -"),
+    (403, {}, error("This model is only available on the Pro plan."), "forbidden_account account+model -"),
+    (429, {}, error("Rate limit exceeded. Retry after: 30"), "rate_limit account 30"),
     (429, {"retry-after": "Fri, 20 Nov 2026 22:05:00 GMT"}, "slow down", "rate_limit account 300"),
     (429, {"retry-after": "9999999999999999999999999999999"}, "slow down", "rate_limit account -"),
     (429, {"retry-after": "-5"}, "slow down", "rate_limit account -"),

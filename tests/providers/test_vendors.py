@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import OutcomeClass, UpstreamResponse
-from account_pool.core.retry_policy import REMEDIES
 from account_pool.core.sse import Verdict
+from account_pool.core.steps import REMEDIES
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
 

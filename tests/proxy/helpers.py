@@ -38,8 +38,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import Limits
-from account_pool.core.steps import Refresh, Wait
+from account_pool.core.steps import Limits, Refresh, Wait
 from account_pool.providers import openai
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy.events import Pause, PoolPauseHook
@@ -113,8 +112,8 @@ def service_of(
     settings.setdefault("limits", Limits(max_wait_s=0.0))
     service = Service(pool, Settings(**settings), {p.name: p for p in providers})
     service.now, service.wall_now, service.chance = clock.now, clock.wall_now, lambda: 0.5
-    service.clocks = (clock.look, clock.look)
-    service.mind_suspend()
+    service.suspends.clocks = (clock.look, clock.look)
+    service.suspends.look()
     return service
 
 
@@ -438,8 +437,8 @@ class Rig:
         script: Callable[[Upstream, Message], None] | None = None,
     ) -> None:
         self.service, self.clock = service, clock
-        others = service.attend
-        service.attend = lambda layer, idle: (
+        others = service.suspends.attend
+        service.suspends.attend = lambda layer, idle: (
             self._attend(idle) if layer is self.layer else others(layer, idle)
         )
         self.client = client_connection(peer)
@@ -752,7 +751,7 @@ class Rig:
                 self._inbox.append(events.ConnectionClosed(connection))
 
     def _attend(self, idle: Iterable[Connection]) -> None:
-        """What `waking.attend` has mitmproxy do."""
+        """What `client_handler.attend` has mitmproxy do."""
         for connection in idle:
             self._of(connection).closed += 1
             self._inbox.append(events.ConnectionClosed(connection))

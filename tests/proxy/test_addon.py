@@ -10,6 +10,7 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.view import View
 from mitmproxy.log import ALERT
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
@@ -23,6 +24,8 @@ from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.events import Pause
+from account_pool.proxy.flow_view import ViewRetention
+from tests.e2e.harness import FAST
 from tests.proxy.fast.known import needs_known
 
 TWO = """
@@ -94,6 +97,20 @@ async def test_accounts_of_the_file(load, caplog):
     assert [bool(s.credentials) for s in addon.service.pool.accounts] == [True, True]
 
 
+async def test_it_says_at_the_start_which_state_it_shares(load, monkeypatch, caplog):
+    pytest.importorskip("redis")
+    monkeypatch.setenv("ENGINE_PASSWORD", "fake-password-of-the-engine")
+    url = "redis://somebody@127.0.0.1:1/0?pool=team&password=env:ENGINE_PASSWORD"
+    addon, _ = load(pool_state=url)
+    await started(addon)
+    [ready] = [r.getMessage() for r in caplog.records if "ready with" in r.getMessage()]
+    assert ready == (
+        "account-pool: ready with 2 accounts of ~/accounts.yaml, on the state engine 127.0.0.1:1, "
+        "pool team: openai/work, anthropic/home"
+    )
+    assert "fake-password" not in caplog.text and "somebody" not in caplog.text
+
+
 async def test_accounts_of_the_environment(load, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
     addon, _ = load(None)
@@ -132,9 +149,29 @@ async def test_every_error_of_the_file_is_an_error_with_all_its_lines(load, capl
     assert len(caplog.records) == before
 
 
+@pytest.mark.parametrize("looks", [True, False])
+async def test_flows_are_removed_where_somebody_looks(load, looks: bool):
+    addon, tctx = load()
+    if looks:
+        tctx.master.addons.add(View())
+    await started(addon)
+    there = tctx.master.addons.get(ViewRetention.name)
+    assert isinstance(there, ViewRetention) is looks
+    addon.done()
+    await asyncio.sleep(0)
+    assert tctx.master.addons.get(ViewRetention.name) is None
+
+
 async def test_a_file_that_was_named_must_exist(load, caplog):
     addon, _ = load(None, pool_accounts="missing.yaml")
     assert any("missing.yaml" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert addon._failed
+
+
+async def test_a_directory_of_mitmproxy_that_is_a_file(load, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    addon, _ = load(confdir=str(tmp_path / "file"))
+    assert f"confdir: {tmp_path / 'file'} is not a directory; name another" in caplog.text
     assert addon._failed
 
 
@@ -292,6 +329,7 @@ async def test_a_client_that_disconnects(load):
 
 
 @needs_known
+@pytest.mark.skipif(FAST == "off", reason="no shorter ways: POOL_TEST_FAST=off")
 async def test_a_client_that_connects_before_mitmproxy_is_running(load):
     addon, tctx = load()
     client = tflow.tclient_conn()

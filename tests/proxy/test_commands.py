@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from contextlib import closing
 
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
 from mitmproxy.tools.console.commander.commander import CommandBuffer
+from msgspec.structs import replace
 
 from account_pool.core import headroom
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
+from account_pool.proxy import decision_log
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.commands import Commands
 from account_pool.proxy.reload import Reloader
 from account_pool.proxy.wiring import Wiring
+from account_pool.store.machine import Moment
+from account_pool.store.sqlite_state import SqliteState
+from account_pool.store.store import StoreError
 from tests.proxy.helpers import FakeClock, account, secret, service_of
 
 FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
@@ -167,6 +173,48 @@ def test_status_says_how_cooldowns_ended(call, service, clock):
     assert "release   openai/one: back in use, 25 s early, by hand" in again
     assert second.endswith("[ended after 5 s, by hand]")
     assert first.endswith("[2 times] [over]")
+
+
+def test_status_shows_what_other_proxies_have_decided(call, service, clock, tmp_path):
+    other = service_of("one", "two", clock=clock)
+    other.fleet.port = 8081
+
+    def moment() -> Moment:
+        return Moment("one", clock.now(), clock.wall_now())
+
+    with closing(SqliteState(tmp_path / "pool.sqlite", clock=moment)) as store:
+        other.pool.health.mark_cooldown(key(other, "two"), LIMIT, now=clock.now())
+        other.decided.write(store)
+        clock.advance(1)
+        service.pool.health.mark_cooldown(key(service, "one"), LIMIT, now=clock.now())
+        assert "openai/two" not in "".join(call("pool.status")[-1:]), "nothing was read yet"
+        service.decided.sync(store)
+        clock.advance(20)
+        other.pool.accounts.clear_cooldown(key(other, "two"), now=clock.now())
+        clock.advance(20)
+        other.decided.write(store)
+        service.decided.sync(store)
+    freed, mine, theirs = call("pool.status")[-3:]
+    name = f" [{other.fleet.name}]"
+    assert "openai/two: back in use" in freed and freed.endswith(name)
+    assert "openai/one: 429" in mine and mine.endswith(" [over]")
+    assert "openai/two: 429" in theirs and theirs.endswith(f" [ended after 21 s, by hand]{name}")
+    assert not [line for line in call("pool.status", "openai/one") if "8081" in line]
+
+
+async def test_what_others_decide_is_read_without_a_command(service, clock, monkeypatch):
+    asked: list[object] = []
+
+    async def ask(question: object) -> None:
+        asked.append(question)
+        if len(asked) == 1:
+            raise StoreError("it is away")
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(decision_log, "BEAT_S", 0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await service.decided.keep_read(ask)
+    assert asked == [service.decided.sync] * 2
 
 
 @pytest.mark.parametrize(

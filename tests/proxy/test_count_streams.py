@@ -8,7 +8,7 @@ import json
 import pytest
 
 from account_pool.core.usage import Tally
-from tests.core.test_stream_usage import DONE, USAGE, WORDS, event, streams
+from tests.core.test_usage_streams import DONE, USAGE, WORDS, event, streams
 from tests.proxy.helpers import CHUNKED, JSON, LIMITED, SSE, chunk, head1, http1, post1
 
 ASKED, PLAIN = streams()
@@ -147,7 +147,7 @@ def test_a_refusal_of_ours_is_replayed_and_remembered(counting):
 
 
 def test_a_refusal_of_ours_with_no_attempt_left_is_delivered(rig_of):
-    from account_pool.core.retry_policy import Limits
+    from account_pool.core.steps import Limits
 
     rig = rig_of("one", count_streams=True, limits=Limits(max_wait_s=0.0, max_attempts=1))
     rig.send(post1(body=STREAM))

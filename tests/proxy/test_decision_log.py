@@ -19,8 +19,7 @@ from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decisions import By
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
-from account_pool.core.retry_policy import Broken, Limits
-from account_pool.core.steps import Refresh
+from account_pool.core.steps import Broken, Limits, Refresh
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import decision_log
 from account_pool.proxy.commands import status_table
@@ -308,3 +307,23 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     assert secret not in everything
     assert "turn-state" not in everything
     assert "cookie" not in everything
+
+
+def test_what_is_the_same_again_is_put_into_words_when_its_line_is_due(monkeypatch):
+    """A storm fails over hundreds of times a second, and one line tells of them."""
+    worded = []
+    line = decision_log.line
+    monkeypatch.setattr(decision_log, "line", lambda d: worded.append(d.covers) or line(d))
+    told = Told("one", "two")
+    limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.MODEL, cooldown_s=60.0, signal="429")
+    for number in range(20):
+        told.pool.health.mark_cooldown(
+            told.keys[0], limit, now=told.clock.now(), model=f"m{number}", by=By.HAND
+        )
+    assert set(worded) == {"m0"}
+    told.advance(REPEAT_S)
+    assert set(worded) == {"m0", "m19"}
+    assert (
+        told.lines[-1]
+        == "ALERT openai/one: on cooldown for 60 s (m19), by hand [19 more times in 5 s]"
+    )

@@ -18,7 +18,7 @@ from wsproto.frame_protocol import Opcode
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.core.attempts import Attempts
 from account_pool.core.lease import RequestFacts
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.providers import openai
 from account_pool.proxy import draining
 from account_pool.proxy.draining import Drain

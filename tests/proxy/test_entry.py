@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mitmproxy.test import taddons
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.proxy.addon import SWITCH_S, AccountPool
 from account_pool.proxy.events import Pause, PoolPauseHook
+from account_pool.proxy.fast.handler import is_our_script
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "addon" / "pool.py"
@@ -43,6 +46,7 @@ async def test_the_entry_loads(tctx):
 async def test_it_loads_again(tctx):
     """As a reload does: no hook and no option is declared twice."""
     entry = script.Script(str(ENTRY), False)
+    assert is_our_script(entry.ns), "else each request asks it for each hook"
     (first,) = entry.ns.addons
     entry.loadscript()
     (second,) = entry.ns.addons
@@ -50,6 +54,17 @@ async def test_it_loads_again(tctx):
     assert [h for h in StartHook.__subclasses__() if h.__name__ == "PoolPauseHook"] == [
         PoolPauseHook
     ]
+
+
+def test_what_it_imports_is_not_looked_through_for_garbage():
+    """Nor what of mitmproxy is there by then, now or in later collections."""
+    code = (
+        "import gc, runpy; runpy.run_path({!r}); print(gc.get_freeze_count() > 0, gc.isenabled())"
+    )
+    command = [sys.executable, "-c", code.format(str(ENTRY))]
+    env = {**os.environ, "PYTHONPATH": str(ENTRY.parent)}
+    done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_the_entry_is_nothing_but_a_list():

@@ -11,8 +11,7 @@ from mitmproxy import http
 from account_pool.providers import copilot, gemini, openai
 from account_pool.providers.base import LocalResponse
 from account_pool.proxy import error_response
-from account_pool.proxy.error_response import StoredRefusal
-from account_pool.proxy.response_reader import ResponseReader
+from account_pool.proxy.response_reader import ResponseReader, StoredRefusal
 from tests.proxy.helpers import LIMIT_BODY
 
 SECRETS = frozenset({b"sk-one-1111", b"sk-two-1111"})

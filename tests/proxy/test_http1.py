@@ -7,8 +7,11 @@ from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.net.http.http1 import read
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
@@ -23,7 +26,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 
 from account_pool.proxy.events import WholeRequest, WholeResponse
-from account_pool.proxy.http1 import MAX_HEAD_BYTES, QuickClient, QuickServer
+from account_pool.proxy.http1 import MAX_HEAD_BYTES, QuickClient, QuickServer, _fields
 from tests.proxy.helpers import client_connection, options_of
 
 REQUESTS = [
@@ -335,3 +338,25 @@ def test_a_message_ends_as_in_mitmproxy(kinds, first, version, rest) -> None:
             kept = side.request is None, side.response is None
             found.append((commands, flags, kept, side.stream_id, bytes(side.buf)))
         assert found[0] == found[1], (asked, answer.headers.fields)
+
+
+LINES = st.lists(st.text("a: \t\r\x00\xe4", min_size=1, max_size=6).map(str.encode), max_size=4)
+
+
+@given(LINES)
+def test_fields_are_read_as_mitmproxy_reads_them(lines: list[bytes]) -> None:
+    try:
+        expected = read._read_headers(lines).fields
+    except ValueError as error:
+        with pytest.raises(ValueError) as raised:
+            _fields(lines)
+        assert str(raised.value) == str(error)
+    else:
+        assert _fields(lines) == expected
+
+
+def test_mitmproxy_checks_no_types_of_plain_fields(monkeypatch) -> None:
+    monkeypatch.delattr(read, "_read_headers")
+    assert _fields([b"Host: a", b"x:  b ", b"y:"]) == (
+        (b"Host", b"a"), (b"x", b"b"), (b"y", b""),
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers import http as http_layers
 
 import account_pool.proxy
-from account_pool.core.retry_policy import TRIES, Broken, Limits
+from account_pool.core.steps import TRIES, Broken, Limits
 from account_pool.proxy import http2, http_layer
 from account_pool.proxy.events import Pause, PoolPauseHook
 from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S, STUCK_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy.connection import ConnectionState
 
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.proxy.http_layer import OPENING_S, SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import JSON, OK, OK_BODY, http1, post1
 

@@ -12,7 +12,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.core.usage import Tally
 from account_pool.proxy import flow_view, pooled_exchange, refused_attempts
 from tests.proxy.helpers import (

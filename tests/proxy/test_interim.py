@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.proxy import http_layer
 from account_pool.proxy.http_layer import SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import (

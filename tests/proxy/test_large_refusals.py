@@ -14,7 +14,7 @@ import pytest
 from mitmproxy import http
 
 from account_pool.providers import gemini
-from account_pool.proxy import decoding, error_response, response_reader
+from account_pool.proxy import decoding, response_reader
 from account_pool.proxy.decoding import zstd
 from tests.proxy.helpers import (
     BR,
@@ -344,7 +344,7 @@ def test_a_stream_as_long_as_announced_that_began_well_is_handed_on(rig_of):
 
 
 def test_a_long_refusal_is_not_remembered(rig_of, monkeypatch):
-    monkeypatch.setattr(error_response, "MAX_REMEMBERED_BYTES", 1000)
+    monkeypatch.setattr(response_reader, "MAX_REMEMBERED_BYTES", 1000)
     rig = rig_of("one")
     rig.send(post1())
     sent(rig, http1(429, refusal(5000, "rate_limit_exceeded"), LIMITED_HEADERS))

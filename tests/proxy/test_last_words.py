@@ -7,7 +7,7 @@ import json
 import pytest
 
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from tests.proxy.helpers import JSON, LIMITED_HEADERS, OK, http1, post1
 
 KEY_BODY = b'{"error": {"message": "Incorrect API key", "code": "invalid_api_key"}}'

@@ -14,14 +14,15 @@ LATE = {
         *("starlette", "prometheus_client", "pydantic"),
         *("account_pool.admin.app", "account_pool.admin.routes", "account_pool.admin.models"),
         *("account_pool.admin.metrics", "account_pool.admin.openapi", "account_pool.admin.actions"),
-        *("account_pool.admin.page", "account_pool.admin.events", "account_pool.admin.workers"),
-        "account_pool.admin.schemas",
+        *("account_pool.admin.events", "account_pool.admin.workers"),
     ],
     "a person at the command line": [
         *("account_pool.cli", "account_pool.demo", "typer", "rich", "textual", "keyring"),
         *("account_pool.config.edit", "account_pool.credentials.device_flow", "websockets"),
     ],
-    "an unusual accounts file": ["account_pool.config.models"],
+    "an account in a keychain, or of a command": [
+        *("account_pool.credentials.keychain", "account_pool.credentials.command"),
+    ],
     "other workers": ["account_pool.workers.launcher", "account_pool.workers.__main__"],
     "a WebSocket": [
         *("account_pool.proxy.websocket_exchange", "account_pool.proxy.websocket"),
@@ -29,16 +30,11 @@ LATE = {
     ],
     "a request of our own": ["httpx", "httpcore", "account_pool.admin.requests"],
     "an option that is off": [
-        *("opentelemetry", "account_pool.proxy.tracing", "account_pool.core.spans"),
-        *("account_pool.proxy.notifier", "account_pool.proxy.notify_targets"),
+        *("opentelemetry", "account_pool.proxy.tracing", "account_pool.proxy.notifier"),
         *("account_pool.core.notifications", "account_pool.config.notify"),
         *("account_pool.proxy.look_ups", "account_pool.providers.look_ups"),
-        *("account_pool.core.look_ups", "account_pool.config.prices"),
     ],
-    "the end of a request": [
-        *("account_pool.core.request_labels", "account_pool.core.prices"),
-        "account_pool.proxy.pricing",
-    ],
+    "the end of a request": ["account_pool.core.prices", "account_pool.proxy.pricing"],
     "a replay": ["account_pool.proxy.replay_handler"],
 }
 _CODE = """

@@ -8,7 +8,7 @@ import pytest
 from mitmproxy.connection import ConnectionState
 
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.proxy import pooled_exchange
 from tests.patience import tries
 from tests.proxy.helpers import (

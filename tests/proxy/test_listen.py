@@ -99,3 +99,15 @@ async def test_a_port_that_is_taken_is_said(server, caplog):
         assert listen.default_to_loopback()
         assert not await listen.bind(held_back=True)
     assert "address already in use" in caplog.text
+
+
+async def test_a_proxy_that_cannot_start_sets_no_server_up(server):
+    listen.nowhere()
+    assert await server.setup_servers()
+    assert not list(server.servers)
+
+
+async def test_a_script_that_fails_later_leaves_the_servers_alone(server):
+    assert await server.setup_servers()
+    listen.nowhere()
+    assert server.listen_addrs()

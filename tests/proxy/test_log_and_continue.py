@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core import headroom_parsing, sessions, usage
 from account_pool.core.instruments import Measured
-from account_pool.proxy import error_response, flow_view, response_reader
+from account_pool.proxy import flow_view, response_reader
 from account_pool.proxy.flow_view import AttemptTrail
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import LogAndContinue
@@ -35,7 +35,7 @@ OBSERVERS = [
     (response_reader.ResponseObserver, "events"),
     (headroom_parsing, "from_headers"),
     (sessions.Pins, "remember"),
-    (error_response.Refusals, "remember"),
+    (response_reader.Refusals, "remember"),
     (ResponseReader, "ended"),
     (usage.Usages, "count"),
     (Measured, "ended"),

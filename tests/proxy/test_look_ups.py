@@ -6,20 +6,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from mitmproxy.options import Options
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.look_ups import FIRST_S, LEAST_S
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.http import HttpFailed, HttpResponse
 from account_pool.providers import claude_code, openai
 from account_pool.providers.base import HostRule
-from account_pool.providers.look_ups import LOOK_UPS
+from account_pool.providers.look_ups import FIRST_S, LEAST_S, LOOK_UPS
 from account_pool.proxy.look_ups import HeadroomLookUps
 from account_pool.store.store import StoreError
 from tests.proxy.helpers import FakeClock, account, secret, service_of

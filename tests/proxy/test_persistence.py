@@ -11,22 +11,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from account_pool.core import instruments, snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Secret
+from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.instruments import Ended, Mark
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.proxy import persistence, store_access
+from account_pool.core.permits import Permit
+from account_pool.proxy import pending_writes, persistence, store_access
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
+from account_pool.proxy.store_access import StoreAccess
 from account_pool.store.machine import Moment, Process
 from account_pool.store.sqlite import MemoryStore, SqliteStore, SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
@@ -48,6 +51,7 @@ ONE, TWO = AccountKey("openai", "one"), AccountKey("openai", "two")
 LIMIT = Outcome(
     cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=600.0, signal="429 code=quota"
 )
+GOOD = Outcome(cls=OutcomeClass.OK)
 FORBIDDEN = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal="403 suspended")
 
 Begin = Callable[..., tuple[Service, Persistence]]
@@ -92,6 +96,13 @@ def cools(service: Service, key: AccountKey = ONE) -> float:
     """How long *key* cools, in whole seconds."""
     now = service.now()
     return round(max(service.pool.accounts.get(key).cooling_until(None, now) - now, 0.0))
+
+
+def serve(service: Service) -> None:
+    """Have the account ONE serve a request."""
+    account = replace(FACTS, only=ONE)
+    now = service.now()
+    service.pool.release(service.pool.acquire(account, now=now), GOOD, now=now)
 
 
 def limit(service: Service, key: AccountKey = ONE) -> None:
@@ -499,6 +510,38 @@ async def test_a_row_that_cannot_be_made_keeps_no_other_back(
     assert [amounts["requests"] for amounts in sums.values()] == [1]
 
 
+def decided(kept: Persistence) -> list[tuple[str, str]]:
+    assert kept.access.store is not None
+    rows = kept._service.decided.sync(kept.access.store).rows
+    return [(row["kind"], row["by"]) for row in rows]
+
+
+async def test_decisions_are_written_by_themselves_and_once(begin: Begin, path: Path) -> None:
+    service, kept = begin()
+    limit(service)
+    assert service.decided.waiting
+    await kept._round()
+    assert not service.decided.waiting
+    with closing(SqliteState(path)) as store:
+        assert len(store.decisions.read(0).rows) == 1
+    service.pool.health.mark_failure(TWO, FORBIDDEN, now=service.now())
+    kept.stop()
+    _, again = begin()
+    # What it has taken over from the earlier run is recorded already.
+    assert decided(again) == [("cooldown", "a refusal"), ("disable", "a refusal")]
+
+
+async def test_a_decision_about_a_request_alone_is_written_too(begin: Begin) -> None:
+    service, kept = begin()
+    kept.start()
+    await kept.write()
+    fields = {"kind": Kind.MOVE, "at": service.now(), "by": By.ANSWER, "provider": "openai"}
+    service.pool.decisions.add(Decision(**fields))
+    async with asyncio.timeout(PATIENCE_S):
+        while service.decided.waiting:
+            await asyncio.sleep(0)
+
+
 async def test_old_rows_go_and_with_0_all(begin: Begin, clock: FakeClock) -> None:
     service, kept = begin()
     end_request(service, "old")
@@ -521,6 +564,89 @@ async def test_without_a_store_nothing_is_answered(begin: Begin) -> None:
     _, kept = begin()
     kept.access.close()
     assert await kept.ask(lambda store: store.requests.read(RequestQuery())) is None
+
+
+async def test_without_a_store_it_is_known_what_was_read_and_what_is_not_written(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin()
+
+    def refuse(*_args: object, **_when: object) -> None:
+        raise StoreError("the disk is full")
+
+    def end(model: str) -> None:
+        now, facts = service.now(), RequestFacts(provider="openai", kind="key", model=model)
+        marks = [(Mark.BEGAN, now)]
+        service.ended.add(Ended(facts, (), marks, now, service.wall_now(), 503, whole=True))
+        service.counters["usage"].add(("2026-08-01", "openai/one", model), {"requests": 1.0})
+
+    async def known() -> list[str | None]:
+        page = await kept.known.ask(lambda requests: requests.read(RequestQuery()))
+        return [found.model for _, found in page.rows]
+
+    end("written")
+    await kept._round()
+    assert len(await kept.read_counts("usage")) == 1
+    monkeypatch.setattr(SqliteState, "exchange", refuse)
+    monkeypatch.setattr(SqliteState, "read_counts", refuse)
+    end("refused")
+    await failed(kept)
+    end("waits")
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await kept.read_counts("usage")
+        assert {key[2] for key in kept.known.counts("usage")} == {"written", "refused", "waits"}
+        assert await known() == ["waits", "refused", "written"]
+        kept.access.close()
+
+
+async def test_a_disk_that_hangs_stops_no_start_and_is_used_once_it_answers(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on, read, opened = threading.Event(), StoreAccess.read, []
+
+    def hang(access: StoreAccess, wall: float) -> Any:
+        assert goes_on.wait(PATIENCE_S)
+        opened.append(read(access, wall))
+        return opened[-1]
+
+    monkeypatch.setattr(StoreAccess, "read", hang)
+    monkeypatch.setattr(persistence, "START_S", 0.01)
+    service, kept = begin()
+    assert "the state database takes too long to write; check the disk" in caplog.text
+    limit(service)
+    goes_on.set()
+    await kept._round()
+    assert [page[0] is kept.access.store for page in opened] == [False, True]
+    with pytest.raises(StoreError):
+        opened[0][0].read_table("sessions")
+    assert kept.access.problem is None
+    kept.stop()
+    assert cools(begin()[0])
+
+
+async def test_a_disk_that_hangs_keeps_the_proxy_from_its_end_for_a_while_only(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, kept = begin()
+    goes_on = threading.Event()
+
+    def hang(state: SqliteState, *_args: object, **_when: object) -> None:
+        with state._database._lock:
+            assert goes_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(SqliteState, "exchange", hang)
+    monkeypatch.setattr(persistence, "STOP_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(persistence, "CLOSE_S", 0.01)
+    limit(service)
+    kept._begin_write()
+    await asyncio.wait_for(asyncio.to_thread(kept.stop), PATIENCE_S)
+    assert "takes too long to write" in caplog.text
+    threads = kept._thread._threads
+    assert threads and all(thread.daemon for thread in threads)
+    goes_on.set()
+    await asyncio.to_thread(threads[0].join, PATIENCE_S)
+    assert not threads[0].is_alive()
 
 
 async def test_a_disk_that_hangs_keeps_nobody_who_asks_it(
@@ -605,11 +731,11 @@ async def test_a_disk_that_hangs_is_told_while_it_does(
             at_once.setattr(persistence, "LATE_S", 0.0)
             kept.start()
             limit(service)
-            await told(store_access.TOO_LONG)
+            await told(str(kept.access.too_long))
     finally:
         released.set()
     await told(None)
-    assert caplog.text.count(store_access.TOO_LONG) == 1
+    assert caplog.text.count(str(kept.access.too_long)) == 1
     await kept.write()
     assert cools(begin()[0]) == 600
 
@@ -775,6 +901,93 @@ async def test_a_file_that_was_deleted_is_begun_anew(
     assert cools(begin()[0]) == 600
 
 
+async def test_a_file_that_was_replaced_gets_counts_once(begin: Begin, path: Path) -> None:
+    """Each proxy writes what it knows: not what another has written already."""
+    older = path.with_name("older.sqlite")
+    (mine, here), (theirs, there) = begin(), begin()
+    for is_saved in (True, False):
+        for service in (mine, theirs):
+            serve(service)
+            service.counters["usage"].add(("today",), {"requests": 1})
+        for kept in (here, there, here):
+            await kept._round()
+        if is_saved:
+            with closing(sqlite3.connect(path)) as now, closing(sqlite3.connect(older)) as then:
+                now.backup(then)
+    serve(mine)
+    mine.counters["usage"].add(("today",), {"requests": 1})
+    older.replace(path)
+    for kept in (here, there):
+        await failed(kept)
+    for kept in (here, there) * 4:
+        await kept._round()
+    assert await here.read_counts("usage") == {("today",): {"requests": 5}}
+    assert [service.pool.accounts.get(ONE).served for service in (mine, theirs)] == [5, 5]
+
+
+async def test_a_file_that_is_lost_twice_gets_all_counts(
+    begin: Begin, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time while counts are written once more."""
+    service, kept = begin()
+    for _ in range(3):
+        service.counters["usage"].add(("today",), {"requests": 1})
+        await kept._round()
+    path.unlink()
+    await failed(kept)
+    with without_answers(monkeypatch):
+        await failed(kept)
+    path.unlink()
+    await failed(kept)
+    for _ in range(3):
+        await kept._round()
+    assert await kept.read_counts("usage") == {("today",): {"requests": 3}}
+
+
+async def test_the_end_waits_for_counts_behind_those_that_are_written_once_more(
+    begin: Begin, path: Path
+) -> None:
+    service, kept = begin()
+    for _ in range(3):
+        service.counters["usage"].add(("today",), {"requests": 1})
+        await kept._round()
+    path.unlink()
+    await failed(kept)
+    await kept._round()
+    service.counters["usage"].add(("today",), {"requests": 1})
+    kept.stop()
+    assert await begin()[1].read_counts("usage") == {("today",): {"requests": 4}}
+
+
+async def test_what_was_written_is_kept_for_a_while_only(begin: Begin, clock: FakeClock) -> None:
+    service, kept = begin()
+    for _ in range(3):
+        service.counters["usage"].add(("today",), {"requests": 1})
+        await kept._round()
+    assert len(kept.pending._written) == 3
+    clock.advance(pending_writes.WRITTEN_KEPT_S + 1)
+    service.counters["usage"].add(("today",), {"requests": 1})
+    await kept._round()
+    assert len(kept.pending._written) == 1
+
+
+async def test_a_store_is_closed_by_its_thread(
+    begin: Begin, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on the other side of a network."""
+    _, kept = begin()
+    close, threads = SqliteState.close, []
+
+    def note(self: SqliteState) -> None:
+        threads.append(threading.current_thread())
+        close(self)
+
+    monkeypatch.setattr(SqliteState, "close", note)
+    path.unlink()
+    await failed(kept)
+    assert threads and threading.main_thread() not in threads
+
+
 async def test_a_newer_file_is_left_alone_until_it_can_be_used(
     begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -789,7 +1002,7 @@ async def test_a_newer_file_is_left_alone_until_it_can_be_used(
     assert "in memory only until" in caplog.text
     limit(service)
     service.counters["usage"].add(("today",), {"requests": 1})
-    assert await kept.read_counts("usage") == {("today",): {"requests": 1}}
+    assert kept.known.counts("usage") == {("today",): {"requests": 1}}
     await failed(kept)
     assert path.read_bytes() == before
     with closing(sqlite3.connect(path)) as older:
@@ -1209,3 +1422,112 @@ async def test_workers_without_a_usable_file_divide_evenly(path: Path, clock: Fa
     with pytest.raises(NoUsableAccount):
         service.pool.acquire(FACTS, now=service.now())
     kept.stop()
+
+
+# -- who tries an account first that returns
+
+
+def tries(service: Service) -> bool:
+    """Have a request ask for the only account; say whether it may be sent there."""
+    try:
+        service.pool.acquire(FACTS, now=service.now())
+    except NoUsableAccount:
+        return False
+    return True
+
+
+async def test_one_proxy_of_two_tries_an_account_that_returns(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin("one"), begin("one")
+    limit(mine)
+    for kept in (here, there, here):
+        await kept._round()
+    clock.advance(620.0)
+    for kept in (here, there, here):  # a proxy that was silent so long is dead
+        await kept._round()
+    assert not tries(mine)
+    assert not tries(theirs)
+    await here._round()
+    await there._round()
+    assert (tries(mine), tries(theirs)) == (True, False)
+    clock.advance(2.0)
+    assert tries(theirs), "it has not heard how that went"
+
+
+async def test_who_waits_for_a_permit_of_a_store_that_fails_goes_at_once(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (_, there) = begin("one"), begin("one")
+    limit(mine)
+    for kept in (here, there, here):
+        await kept._round()
+    clock.advance(620.0)
+    for kept in (here, there, here):
+        await kept._round()
+    assert not tries(mine)
+    await here._failed(StoreError("it is away"))
+    assert tries(mine)
+
+
+async def test_permits_count_that_were_given_before_the_store_failed(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin("one")
+    store, permits = kept.access.store, service.pool.accounts.permits
+    assert store is not None
+    first, second = (Permit(ONE, model, probes=True) for model in ("a", "b"))
+    got: list[Permit] = []
+
+    def take_turn(*_: object, **__: object) -> bool:
+        if got or turns.pop():
+            raise StoreError("it is away")
+        return True
+
+    turns = [True, False]
+    monkeypatch.setattr(store.notices, "take_turn", take_turn)
+    monkeypatch.setattr(permits, "asks", lambda _now: {first: None, second: None})
+    monkeypatch.setattr(permits, "granted", lambda given, _now: got.extend(given))
+    with pytest.raises(StoreError, match="it is away"):
+        await kept._round()
+    assert got == [first]
+
+
+async def test_an_engine_that_cannot_be_put_aside_is_said_once_that_has_lasted(
+    begin: Begin,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, kept = begin("one")
+    source = kept.access.source
+    monkeypatch.setattr(type(source), "server", "engine.example:6379", raising=False)
+
+    def put_aside() -> str:
+        raise StoreError("the state engine does not answer")
+
+    monkeypatch.setattr(source, "put_aside", put_aside)
+    caplog.clear()
+    await kept._failed(DamagedError("it is damaged", "keep it"))
+    assert "does not answer" not in caplog.text
+    assert kept.access.failures == 1
+    clock.advance(store_access.SAID_AFTER_S)
+    await kept._failed(DamagedError("it is damaged", "keep it"))
+    assert "does not answer" in caplog.text
+
+
+async def test_one_proxy_alone_asks_for_no_permit(
+    begin: Begin, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_turn(*_: object, **__: object) -> bool:
+        raise AssertionError("it is asked")
+
+    service, kept = begin("one")
+    store = kept.access.store
+    assert store is not None
+    monkeypatch.setattr(store.notices, "take_turn", take_turn)
+    limit(service)
+    await kept._round()
+    clock.advance(620.0)
+    assert tries(service)
+    await kept._round()

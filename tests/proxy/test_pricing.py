@@ -18,7 +18,7 @@ from account_pool.proxy.pricing import NoList, Pricing, ask_child
 from account_pool.store.sqlite_state import SqliteState
 from account_pool.store.store import RequestQuery, StoreError
 from tests.proxy.helpers import FakeClock
-from tests.store.test_sqlite_requests import DAY, row, write
+from tests.store.request_samples import DAY, row, write
 
 RATES = {"input": [[0, 2.0]], "output": [[0, 10.0]], "cached": None, "cache_write": None}
 COST = (100 * 2 + 10 * 10) / 1e6
@@ -182,8 +182,23 @@ async def test_more_rows_than_are_looked_at_at_once(store, monkeypatch):
     assert {price for _, price in costs(store)} == {"genai-prices 1.0"}
 
 
+def test_a_price_in_a_form_of_its_own_keeps_no_other_back(monkeypatch, tmp_path):
+    (tmp_path / "genai_prices.py").write_text(
+        "from types import SimpleNamespace as Made\n"
+        "__version__, Usage = '1', dict\n"
+        "def calc_price(_usage, model, **_how):\n"
+        "    found = Made(input_mtok=1.5 if model == 'gpt-5' else 'by the hour', output_mtok=2)\n"
+        "    return Made(model_price=found)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    odd, gpt = ask_child([("openai", "odd", 0), ("openai", "gpt-5", 0)])["prices"]
+    assert odd is None
+    assert (gpt["input"], gpt["output"]) == ([[0, 1.5]], [[0, 2.0]])
+
+
 @pytest.mark.parametrize(
-    "answer", [{}, {"version": "1", "prices": []}, {"version": "1", "prices": [{"input": 5}]}, []]
+    "answer",
+    [{}, []] + [{"version": "1", "prices": prices} for prices in ([], [5], [{"input": 5}])],
 )
 async def test_an_answer_that_was_never_seen(store, answer, caplog):
     write(store, row())

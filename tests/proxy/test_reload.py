@@ -7,31 +7,37 @@ import gc
 import logging
 import runpy
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mitmproxy import ctx, hooks
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.exceptions import OptionsError
+from mitmproxy.exceptions import CommandError, OptionsError
 from mitmproxy.test import taddons
+from msgspec.structs import replace
 
+from account_pool import garbage
 from account_pool.admin.http import ApiError
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
-from account_pool.core.account import AccountKey
+from account_pool.core.account import Account, AccountKey
 from account_pool.core.accounts import summary
+from account_pool.core.credential import Secret
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.credentials.sources import AccountEntry, ValueSource
+from account_pool.providers import openai
 from account_pool.providers.base import Origin
 from account_pool.proxy import reload, wiring
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.error_response import StoredRefusal
 from account_pool.proxy.reload import Watcher, stamp_of
+from account_pool.proxy.response_reader import StoredRefusal
 from account_pool.proxy.wiring import Changes
 from account_pool.store.store import StoreError
+from tests.core.helpers import instructions
 from tests.patience import PATIENCE_S
+from tests.proxy.helpers import service_of
 
 TWO = """
 accounts:
@@ -478,6 +484,79 @@ async def test_what_is_written_while_the_proxy_starts_is_noticed(file, monkeypat
         tctx.master.addons.remove(addon)
 
 
+# -- a disk or share that does not answer
+
+
+@pytest.fixture
+def hangs(monkeypatch):
+    """Have each look into the file hang until it is set."""
+    goes_on, real = threading.Event(), accounts_file.load_found
+
+    def load_found(*given):
+        assert goes_on.wait(PATIENCE_S)
+        return real(*given)
+
+    monkeypatch.setattr(accounts_file, "load_found", load_found)
+    yield goes_on
+    goes_on.set()
+
+
+def test_a_start_does_not_wait_for_ever(file, tmp_path, monkeypatch, caplog, hangs):
+    monkeypatch.setattr(reload, "START_S", 0.01)
+    with taddons.context(Proxyserver(), NextLayer()) as tctx:
+        tctx.options.update(confdir=str(tmp_path))
+        addon = AccountPool()
+        tctx.master.addons.add(addon)
+        tctx.configure(addon, pool_accounts=str(file))
+        assert addon._failed
+        assert f"{file}: it was not read in time; see whether the disk or share" in caplog.text
+        assert gc.isenabled()
+
+
+async def test_a_file_that_hangs_changes_nothing_and_is_read_once_it_answers(
+    addon, file, caplog, monkeypatch, hangs
+):
+    monkeypatch.setattr(reload, "READ_S", 0.01)
+    monkeypatch.setattr(reload, "BY_HAND_S", 0.01)
+    addon._watching.cancel()
+    file.write_text(TWO.replace("label: one", "label: three"))
+    readings = threading.active_count()
+    for _ in range(3):
+        await addon.reloader.reload_in_background()
+        with pytest.raises(CommandError, match="it was not read in time"):
+            addon.commands.reload()
+    assert threading.active_count() <= readings + 1
+    assert "the accounts stay as they were" in caplog.text
+    assert keys(addon) == ["openai/one", "openai/two"]
+    hangs.set()
+    monkeypatch.setattr(reload, "READ_S", PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        while keys(addon) != ["openai/two", "openai/three"]:
+            await addon.reloader.reload_in_background()
+            await asyncio.sleep(0)
+
+
+async def test_a_look_that_hangs_is_told_and_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr(reload, "READ_S", 0.01)
+    answers, written = threading.Event(), asyncio.Event()
+
+    def look():
+        return answers.wait(PATIENCE_S)
+
+    async def note():
+        written.set()
+
+    watcher = Watcher(look, note, None, lambda _seconds: asyncio.sleep(0))
+    watching = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while "does not answer; the accounts stay as they are" not in caplog.text:
+            await asyncio.sleep(0)
+        answers.set()
+        await written.wait()
+    watching.cancel()
+    assert caplog.text.count("does not answer") == 1
+
+
 def test_changes_are_one_line():
     assert str(Changes(added=(ONE, SECOND), changed=(ONE,))) == (
         "added openai/one, openai/two; changed openai/one"
@@ -585,10 +664,30 @@ async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
 def test_no_collection_goes_through_many_accounts(monkeypatch, many, frozen):
     """It would stop the loop for 100 ms with 10,000 of them."""
     spared: list[bool] = []
-    monkeypatch.setattr(wiring, "MANY_OBJECTS", many)
-    monkeypatch.setattr(wiring.gc, "freeze", lambda: spared.append(gc.isenabled()))
-    with wiring.without_collections():
+    monkeypatch.setattr(garbage, "MANY_OBJECTS", many)
+    monkeypatch.setattr(garbage.gc, "freeze", lambda: spared.append(gc.isenabled()))
+    with garbage.without_collections():
         assert not gc.isenabled()
         made = [[] for _ in range(10)]
     assert gc.isenabled() and made
     assert spared == [False] * frozen
+
+
+def test_what_has_not_changed_is_taken_over_in_one_pass() -> None:
+    """The event loop stands still meanwhile, for all accounts of a file."""
+    entries = [
+        AccountEntry(
+            Account(provider="openai", label=f"a{number}"),
+            ValueSource(Secret(f"sk-fake-{number}"), {}),
+            openai.PROVIDER,
+        )
+        for number in range(200)
+    ]
+    service = service_of("gone")
+    changes = wiring.update_pool(service, entries)
+    assert (len(changes.added), changes.removed) == (200, (AccountKey("openai", "gone"),))
+    # Another line of the file, as after an edit further up.
+    moved = [replace(entry, line=7) for entry in entries]
+    cost = instructions(lambda: wiring.update_pool(service, moved))
+    assert cost / len(entries) < 45
+    assert wiring.update_pool(service, moved) == Changes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 
 import pytest
 from mitmproxy import http
@@ -12,6 +11,7 @@ from mitmproxy.addons.clientplayback import ClientPlayback
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.serverplayback import ServerPlayback
 from mitmproxy.test import taddons, tflow
+from msgspec.structs import replace
 
 from account_pool.providers import gemini, openai
 from account_pool.providers.base import HostRule

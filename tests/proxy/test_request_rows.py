@@ -7,7 +7,7 @@ import json
 import pytest
 
 from account_pool.core.request_rows import RequestRow, row_of
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.proxy import service
 from tests.proxy.helpers import (
     CHUNKED,

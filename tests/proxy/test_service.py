@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from mitmproxy import http
 from mitmproxy.test import tutils
+from msgspec.structs import replace
 
 from account_pool.core.accounts import summary
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Ticket
-from account_pool.core.retry_policy import Limits
-from account_pool.core.steps import Refresh, Send, Wait
+from account_pool.core.steps import Limits, Refresh, Send, Wait
 from account_pool.providers import copilot, gemini, openai
 from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Route
 from account_pool.providers.definition import add_hosts, like
@@ -246,6 +245,19 @@ def test_attempts_under_way_end_with_their_client():
     assert not service._under_way
 
 
+def test_an_error_about_one_of_them_keeps_no_other(caplog):
+    service = service_of("one")
+    client = client_connection()
+    failing, other = attempts_of(service, client), attempts_of(service, client)
+    for attempts in (failing, other):
+        assert isinstance(attempts.begin(0.0), Send)
+    failing.session = None
+    service.client_gone(client)
+    assert other.over
+    assert other.lease is None
+    assert "AttributeError" in caplog.text
+
+
 def test_ends_leave_nothing():
     service = service_of("one")
     client = client_connection()
@@ -271,7 +283,7 @@ async def test_a_wait_whose_time_has_come():
 def in_line(service) -> Ticket:
     """A request that waits for an account."""
     ticket = Ticket(facts=opened(service).facts(request()))
-    service.pool.wait(ticket, None)
+    service.pool.admission.wait(ticket, None)
     return ticket
 
 
@@ -282,7 +294,7 @@ async def test_a_wait_ends_when_it_is_called():
     await asyncio.sleep(0)
     service.pool.accounts.add(account("two"), {}, now=0)
     await waiting
-    assert service.pool.stop_waiting(ticket) is not None
+    assert service.pool.admission.stop_waiting(ticket) is not None
 
 
 async def test_a_call_before_the_wait_began_is_not_missed():

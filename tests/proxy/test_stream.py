@@ -6,17 +6,17 @@ import gzip
 import json
 import logging
 import zlib
-from dataclasses import replace
 
 import brotli
 import pytest
 from mitmproxy import http
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.layers.http import HTTPMode, RequestEndOfMessage, ResponseData, ResponseHeaders
+from msgspec.structs import replace
 
-from account_pool.core import retry_policy
+from account_pool.core import steps
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalResponse
 from account_pool.providers.definition import add_hosts
@@ -645,7 +645,7 @@ def test_a_kept_connection_that_closes_late_may_have_run_it(rig_of):
     rig.send(post1())
     rig.server.send(OK)
     rig.send(post1())
-    rig.advance(retry_policy.STALE_WITHIN_S + 0.1)
+    rig.advance(steps.STALE_WITHIN_S + 0.1)
     rig.server.close()
     assert rig.answers[1].status == 502
     assert len(rig.requests) == 2
@@ -1648,7 +1648,7 @@ def test_connections_that_are_over_are_forgotten(rig_of, server2):
             served(rig)
         rig.server.close()
     layer = rig.layer
-    known = (layer.connections, layer.http2, layer.answered, layer._used, layer._looked_at)
+    known = (layer.connections, layer.http2, layer.answered, layer.used, layer._looked_at)
     assert max(map(len, known)) <= KEPT_CLOSED + 3
     assert [answer.status for answer in rig.answers] == [200] * 5 * KEPT_CLOSED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.proxy.waking import GAP_S, Gap, Watch
+from account_pool.proxy.service import GAP_S, Gap, Watch
 
 HOUR = 3600.0
 BEGAN = (5000.0, 1_700_000_000.0)

@@ -12,8 +12,8 @@ import pytest
 from account_pool.core.instruments import RequestLog
 from account_pool.proxy import tracing
 from account_pool.proxy.tracing import Tracing, endpoint_variable
-from tests.core.test_spans import FAILED_OVER, REFUSED
 from tests.patience import PATIENCE_S
+from tests.proxy.test_tracing_spans import FAILED_OVER, REFUSED
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TlsClient
 from OpenSSL import SSL
 
 from account_pool.proxy import tunnels
-from account_pool.proxy.fast import openssl
+from account_pool.proxy.fast import short
 from account_pool.proxy.tunnels import OPENING_S, OpeningServerTls, PoolClientTls, PoolServerTls
 from tests.proxy.fast.known import needs_known
 from tests.proxy.helpers import client_connection, options_of
@@ -172,7 +172,7 @@ def writes_fail(case, monkeypatch) -> Callable[[], None]:
 
     def begin() -> None:
         case.layer.tls.sendall = fails
-        monkeypatch.setattr(openssl, "write", fails)
+        monkeypatch.setattr(short, "write", fails)
 
     return begin
 
@@ -435,11 +435,11 @@ def test_layers_of_others_are_left_alone(certificate):
     assert type(theirs) is Theirs
 
 
-@pytest.mark.parametrize("gone", [openssl._FUNCTIONS[0], openssl._CODES[0]])
+@pytest.mark.parametrize("gone", [short._FUNCTIONS[0], short._CODES[0]])
 def test_a_private_part_of_pyopenssl_is_gone(certificate, monkeypatch, gone):
-    kept = {name: None for name in (*openssl._FUNCTIONS, *openssl._CODES) if name != gone}
+    kept = {name: None for name in (*short._FUNCTIONS, *short._CODES) if name != gone}
     monkeypatch.setattr(SSL, "_lib", SimpleNamespace(**kept))
-    assert not openssl.is_as_known()
+    assert not short.knows_openssl()
     assert not Case(certificate, "server", quick=True).layer.is_quick
 
 
@@ -466,9 +466,9 @@ def test_what_another_addon_reads_and_writes_it_is_asked_for(certificate, monkey
 
 
 def test_another_connection_than_pyopenssls_is_asked_in_its_own_way(certificate):
-    assert not openssl.can_use(SimpleNamespace(_ssl=1, _into_ssl=1, _from_ssl=1))
+    assert not short.can_use(SimpleNamespace(_ssl=1, _into_ssl=1, _from_ssl=1))
     with socket.socket() as sock:
-        assert not openssl.can_use(SSL.Connection(SSL.Context(SSL.TLS_METHOD), sock))
+        assert not short.can_use(SSL.Connection(SSL.Context(SSL.TLS_METHOD), sock))
 
 
 def test_a_private_part_is_gone(monkeypatch):

@@ -10,7 +10,7 @@ import brotli
 import pytest
 
 from account_pool.core.decisions import Kind
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.core.usage import END_BYTES, Tally
 from account_pool.providers import anthropic
 from account_pool.proxy import flow_view, pooled_exchange

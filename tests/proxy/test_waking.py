@@ -17,11 +17,11 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server import ConnectionIO
 
-from account_pool.core.retry_policy import Limits
-from account_pool.proxy import addon, http_layer, waking
+from account_pool.core.steps import Limits
+from account_pool.proxy import addon, client_handler, http_layer
 from account_pool.proxy.http2 import DEAD_S, QUIET_S
 from account_pool.proxy.http_layer import SWEEP_S, TCP_TIMEOUT_S
-from account_pool.proxy.waking import GAP_S
+from account_pool.proxy.service import CLOCKS, GAP_S
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import (
     JSON,
@@ -51,7 +51,7 @@ def sleep(rig, seconds: float = HOURS, *, noticed: bool = False) -> None:
     """Let the machine sleep. *noticed*: by the periodic look, before anything else."""
     rig.clock.asleep += seconds
     if noticed:
-        rig.service.mind_suspend()
+        rig.service.suspends.look()
 
 
 def ok(server, *numbers: int) -> None:
@@ -109,7 +109,7 @@ def test_http2_is_not_used_again(rig_of, noticed, log):
 @pytest.mark.parametrize("http2", [True, False], ids=["h2", "h1"])
 def test_what_comes_late_on_it_does_not_bring_it_back(rig_of, http2):
     rig = rig_of(client2=http2, server2=http2)
-    rig.service.attend = lambda _layer, _idle: None  # mitmproxy has no way to close it
+    rig.service.suspends.attend = lambda _layer, _idle: None  # mitmproxy has no way to close it
     rig.ask() if http2 else rig.send(post1())
     ok(rig.server, 1) if http2 else rig.server.send(OK)
     sleep(rig, noticed=True)
@@ -183,7 +183,7 @@ def test_one_that_was_opened_early_is_not_used(rig_of, noticed):
     rig = rig_of()
     early = opened_early(rig)
     attended = []
-    rig.service.attend = lambda _layer, idle: attended.extend(idle)
+    rig.service.suspends.attend = lambda _layer, idle: attended.extend(idle)
     sleep(rig, noticed=noticed)
     rig.send(post1())
     rig.server.send(OK)
@@ -214,7 +214,7 @@ def test_nor_where_the_client_says_only_afterwards_what_it_wants(rig_of, asleep)
         sleep(rig, noticed=True)
     early.state = ConnectionState.OPEN
     attended = []
-    rig.service.attend = lambda _layer, idle: attended.extend(idle)
+    rig.service.suspends.attend = lambda _layer, idle: attended.extend(idle)
     http_layer.PoolHttpLayer(rig.context, rig.layer.mode, rig.service)
     assert attended == ([early] if asleep else [])
     assert early.connected is not asleep
@@ -224,7 +224,7 @@ def test_a_clock_that_was_only_set_costs_a_handshake_and_no_more(rig_of, log):
     rig = rig_of()
     rig.send(post1())
     rig.server.send(OK)
-    rig.service.clocks = (rig.clock.look, lambda: rig.clock.asleep + HOURS)
+    rig.service.suspends.clocks = (rig.clock.look, lambda: rig.clock.asleep + HOURS)
     rig.send(post1())
     rig.server.send(OK)
     assert [answer.status for answer in rig.answers] == [200, 200]
@@ -362,13 +362,13 @@ async def test_somebody_looks_without_a_request(monkeypatch):
     clock.asleep += HOURS
     task = asyncio.create_task(addon.housekeeping(service))
     async with asyncio.timeout(PATIENCE_S):
-        while service.woke_at < 0:
+        while service.suspends.woke_at < 0:
             await asyncio.sleep(0)
     task.cancel()
 
 
 def test_the_clocks_go_on():
-    before, after = ([clock() for clock in waking.CLOCKS] for _ in range(2))
+    before, after = ([clock() for clock in CLOCKS] for _ in range(2))
     assert before[0] <= after[0]
     assert abs(after[1] - time.time()) < PATIENCE_S
 
@@ -411,14 +411,14 @@ async def test_what_is_in_use_is_probed_by_the_system(monkeypatch):
     http = SimpleNamespace(
         context=SimpleNamespace(client=handler.client), timer=None, connections=connections
     )
-    waking.attend(http, [])
+    client_handler.attend(http, [])
 
     def options(writer: asyncio.StreamWriter) -> list[bool]:
         sock = writer.get_extra_info("socket")
-        names = [name for name in waking.PROBES if hasattr(socket, name)]
+        names = [name for name in client_handler.PROBES if hasattr(socket, name)]
         found = {n: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, n)) for n in names}
         kept_alive = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-        return [kept_alive, found == {name: waking.PROBES[name] for name in names}]
+        return [kept_alive, found == {name: client_handler.PROBES[name] for name in names}]
 
     assert [options(writer) for writer in writers] == [[True, True], [False, False]]
     served.set()
@@ -443,7 +443,7 @@ async def test_it_closes_the_sockets_and_wakes_the_layer(monkeypatch):
         context=SimpleNamespace(client=handler.client), timer=timer, connections={}
     )
     await asyncio.sleep(0)
-    waking.attend(http, [idle, Server(address=("gone", 443))])
+    client_handler.attend(http, [idle, Server(address=("gone", 443))])
     async with asyncio.timeout(PATIENCE_S):
         while len(handler.told) < 2:
             await asyncio.sleep(0)
@@ -452,6 +452,27 @@ async def test_it_closes_the_sockets_and_wakes_the_layer(monkeypatch):
     assert told[events.Wakeup].command is timer
     assert list(handler.transports) == [other]
     handler.transports[other].handler.cancel()
+
+
+def test_one_that_cannot_be_closed_keeps_no_other_open(monkeypatch, log):
+    odd, idle = (Server(address=("a", 443)) for _ in range(2))
+    closed = []
+
+    def close(connection: Server) -> None:
+        if connection is odd:
+            raise KeyError
+        closed.append(connection)
+
+    handler = SimpleNamespace(
+        client=client_connection(), transports={odd: None, idle: None}, close_connection=close
+    )
+    proxy_with(monkeypatch, handler)
+    http = SimpleNamespace(
+        context=SimpleNamespace(client=handler.client), timer=None, connections={}
+    )
+    client_handler.attend(http, [odd, idle])
+    assert closed == [idle]
+    assert "KeyError" in log.text
 
 
 @pytest.mark.parametrize("handler", [None, object()], ids=["no handler", "another one"])
@@ -465,7 +486,7 @@ def test_without_the_private_parts_nothing_happens(monkeypatch, handler):
         timer=commands.RequestWakeup(1),
         connections=in_use(Server(address=("a", 443))),
     )
-    waking.attend(http, [Server(address=("a", 443))])
+    client_handler.attend(http, [Server(address=("a", 443))])
 
 
 def test_the_socket_of_a_connection_through_a_proxy_is_the_one_to_it():
@@ -473,5 +494,5 @@ def test_the_socket_of_a_connection_through_a_proxy_is_the_one_to_it():
     to_proxy = Server(address=("proxy", 3128))
     tunnel.TunnelLayer(context, to_proxy, context.server)
     tunnel.TunnelLayer(context, context.server, context.server)  # TLS
-    assert waking.carrier(context.server, context.layers) is to_proxy
-    assert waking.carrier(to_proxy, context.layers) is to_proxy
+    assert client_handler.carrier(context.server, context.layers) is to_proxy
+    assert client_handler.carrier(to_proxy, context.layers) is to_proxy

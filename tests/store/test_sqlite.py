@@ -10,13 +10,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from account_pool.core.claims import CLAIM_S, SENT_S, Claim, Taken
+from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.store import database, schema
-from account_pool.store.database import IN_MEMORY
 from account_pool.store.machine import Moment, Process, is_gone, moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import StoreError, Tokens, TokenStore
@@ -54,83 +54,6 @@ def opened(path: Path) -> Iterator[SqliteTokens]:
     store = SqliteTokens(path)
     yield store
     store.close()
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, path: Path, time: Time) -> Iterator[TokenStore]:
-    named = IN_MEMORY if request.param == "memory" else path
-    made = SqliteTokens(named, clock=lambda: Moment("one", time.now, time.now))
-    yield made
-    made.close()
-
-
-class TestBothStores:
-    def test_the_newest_tokens_are_kept(self, store: TokenStore) -> None:
-        assert store.load("family") is None
-        plain = Tokens(access=None, refresh=Secret("rt-0"))
-        for tokens in (plain, SOME):
-            store.save("family", tokens)
-            assert store.load("family") == tokens
-        assert store.load("other") is None
-
-    def test_tokens_that_were_got_for_older_ones_do_not_replace_newer(
-        self, store: TokenStore
-    ) -> None:
-        first, second, third = (Tokens(access=None, refresh=Secret(f"rt-{n}")) for n in range(3))
-        assert store.save("family", first, replaces=Secret("rt-written"))
-        assert store.save("family", second, replaces=first.refresh)
-        assert not store.save("family", third, replaces=first.refresh)
-        assert store.load("family") == second
-        assert store.save("family", third)
-
-    def test_one_claim_at_a_time(self, store: TokenStore, time: Time) -> None:
-        first = claim(store, "family", "a")
-        assert isinstance(first, Claim)
-        time.now += CLAIM_S - 0.1
-        assert isinstance(claim(store, "family", "b"), Taken)
-        assert isinstance(claim(store, "other", "b"), Claim)
-        store.release("family", first.fence + 1)
-        assert isinstance(claim(store, "family", "b"), Taken)
-        store.release("family", first.fence)
-        assert isinstance(claim(store, "family", "b"), Claim)
-
-    def test_a_claim_ends_by_itself_and_is_longer_once_its_token_was_sent(
-        self, store: TokenStore, time: Time
-    ) -> None:
-        first = claim(store, "family", "a")
-        assert isinstance(first, Claim)
-        assert store.sending("family", first.fence, ROT)
-        time.now += SENT_S - 0.1
-        assert claim(store, "family", "b") == Taken(pytest.approx(0.1), True)
-        time.now += 0.1
-        second = claim(store, "family", "b")
-        assert isinstance(second, Claim) and second.fence > first.fence
-        assert not store.sending("family", first.fence, ROT)
-
-    def test_a_token_that_was_sent_waits_for_the_end_of_its_access_token(
-        self, store: TokenStore
-    ) -> None:
-        first = claim(store, "family", "a")
-        assert isinstance(first, Claim) and store.sending("family", first.fence, ROT)
-        store.release("family", first.fence, unknown=True)
-        assert claim(store, "family", "b", is_over=False) == Taken(0.0, True)
-        assert isinstance(store.claim("family", "b", token=Secret("next"), is_over=False), Claim)
-
-    def test_an_answer_ends_that(self, store: TokenStore) -> None:
-        first = claim(store, "family", "a")
-        assert isinstance(first, Claim) and store.sending("family", first.fence, ROT)
-        assert store.save("family", SOME, replaces=ROT, fence=first.fence)
-        store.release("family", first.fence)
-        assert isinstance(claim(store, "family", "b", is_over=False), Claim)
-
-    def test_who_was_overtaken_does_not_write_over_what_is_newer(self, store: TokenStore) -> None:
-        """A server that does not rotate names the same refresh token each time."""
-        older, newer = (
-            Tokens(access=Secret(f"at-{n}"), refresh=ROT, expires_at=float(n)) for n in range(2)
-        )
-        assert store.save("family", newer, replaces=ROT, fence=2)
-        assert not store.save("family", older, replaces=ROT, fence=1)
-        assert store.load("family") == newer
 
 
 def claim(store: TokenStore, family: str, owner: str, *, is_over: bool = True) -> Claim | Taken:
@@ -180,13 +103,16 @@ class TestProcessesThatAreGone:
             ({"space": "another"}, False),
             ({"host": "another"}, False),
             ({"more": "of a newer version"}, False),
+            ({"pid": 2**99}, False),
         ],
     )
-    def test_it_is_gone_only_where_that_is_known(self, changes: dict[str, str], gone: bool) -> None:
+    def test_it_is_gone_only_where_that_is_known(self, changes: dict[str, Any], gone: bool) -> None:
         told = {**json.loads(Process.this().owner("x")), **changes}
         assert is_gone(json.dumps(told)) is gone
 
-    @pytest.mark.parametrize("owner", ["host:12:uuid", "{}", "[]", "null", '{"of": 1}'])
+    @pytest.mark.parametrize(
+        "owner", ["host:12:uuid", "{}", "[]", "null", '{"of": 1}', "[" * 99999]
+    )
     def test_nothing_is_known_of_what_another_version_wrote(self, owner: str) -> None:
         assert not is_gone(owner)
 
@@ -368,6 +294,23 @@ class TestWhatIsWrong:
         with pytest.raises(StoreError, match=r"cannot be made private \(.*\); set pool_state"):
             SqliteTokens(tmp_path / "file" / "pool.sqlite")
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+    def test_it_is_not_a_file_and_stays_as_it_is(self, tmp_path: Path) -> None:
+        """A folder that its owner alone may write, and not enter, would be lost to all."""
+        folder, pipe, loop = tmp_path / "folder", tmp_path / "pipe", tmp_path / "loop"
+        folder.mkdir()
+        os.mkfifo(pipe)
+        loop.symlink_to(loop)
+        for path in (folder, pipe):
+            path.chmod(0o755)
+            with pytest.raises(StoreError, match=r"cannot be used \(it is a .*, not a file\)"):
+                SqliteTokens(path)
+            assert path.stat().st_mode & 0o777 == 0o755
+        with pytest.raises(StoreError, match="cannot be made private"):
+            SqliteTokens(loop)
+        with pytest.raises(StoreError, match=r"cannot be used \(.*null.*\); set pool_state"):
+            SqliteTokens(tmp_path / "a\0b")
+
     def test_it_is_of_a_newer_version(self, path: Path) -> None:
         SqliteTokens(path).close()
         with sqlite3.connect(path) as connection:
@@ -391,6 +334,13 @@ def test_a_file_of_an_older_version_gets_the_new_tables_and_keeps_the_rest(
         with store._database.reading() as connection:
             assert connection.execute("SELECT count(*) FROM more").fetchone() == (0,)
         store.close()
+
+
+def test_little_of_the_file_is_kept_in_memory(path: Path) -> None:
+    """SQLite's own 2 MB would fill with rows about requests, which are not read again."""
+    opened = database.Database(path)
+    assert opened._connection.execute("PRAGMA cache_size").fetchone() == (-512,)
+    opened.close()
 
 
 def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,11 @@ from account_pool.config.edit import LastAccount, WrongAccount, add_account, rem
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.cooldown import BY_HAND, Cooldown
+from account_pool.core.decision_history import DecisionsShown
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.headroom_history import HeadroomHistory
-from account_pool.core.instruments import Measured, RequestLog
+from account_pool.core.fleet import ProxyView
+from account_pool.core.instruments import HeadroomHistory, Measured, RequestLog
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.prices import Prices
@@ -32,6 +33,7 @@ from account_pool.core.state import AccountState
 from account_pool.core.usage import Resets, Usages
 from account_pool.providers.base import Provider
 from account_pool.providers.sessions import known_as
+from account_pool.store.store import StateStore
 
 
 class LookUpService(Protocol):
@@ -46,6 +48,37 @@ class LookUpService(Protocol):
 
     async def refresh(self, states: Iterable[AccountState]) -> list[AccountKey]:
         """Ask what *states* have left; return those of which providers tell it."""
+
+
+class FleetService(Protocol):
+    """The proxies that share the state, as `proxy.fleet.Fleet` knows them.
+
+    Attributes:
+        instance: names this run of the proxy, all workers taken together.
+        kind: what keeps the state; None: nothing yet.
+        server: its host and port; "": it is on this machine.
+    """
+
+    instance: str
+    kind: str | None
+    server: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the others do."""
+
+    def views(self) -> list[ProxyView]:
+        """Return all of them, this one first, as they are now."""
+
+
+class SharedDecisions(Protocol):
+    """Decisions of all proxies."""
+
+    def sync(self, store: StateStore) -> DecisionsShown:
+        """Return them, with what was decided up to now. Blocks. Raises StoreError."""
+
+    def own(self) -> DecisionsShown:
+        """Return what is known of them without the store."""
 
 
 class PoolService(Protocol):
@@ -78,6 +111,14 @@ class PoolService(Protocol):
     stopping: bool
     at_stop: list[Callable[[], object]]
     headroom_history: HeadroomHistory
+
+    @property
+    def fleet(self) -> FleetService:
+        """The proxies that share the state."""
+
+    @property
+    def decided(self) -> SharedDecisions:
+        """What all proxies on the store have decided."""
 
     def now(self) -> float:
         """Return monotonic seconds."""

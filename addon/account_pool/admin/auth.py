@@ -14,13 +14,15 @@ import hmac
 import os
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, ApiError
 from account_pool.core import browser
 from account_pool.core.credential import Secret
+from account_pool.named_file import read_file, require_file
 
 #: Methods that only read (RFC 9110, section 9.2.1).
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -40,8 +42,7 @@ MAX_CODES = 16
 MAX_PEERS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What the owner of the proxy allows.
 
     Attributes:
@@ -127,8 +128,7 @@ def check_body(request: AdminRequest) -> None:
         raise ApiError(415, "encoded", "send the body without content-encoding")
 
 
-@dataclass(slots=True, eq=False)
-class TokenGuard:
+class TokenGuard(Struct, eq=False):
     """Checks the admin token, and limits guesses at it.
 
     Attributes:
@@ -184,8 +184,7 @@ class TokenGuard:
         self.failures.setdefault(peer, deque(maxlen=MAX_FAILURES)).append(now)
 
 
-@dataclass(slots=True, eq=False)
-class OneTimeCodes:
+class OneTimeCodes(Struct, eq=False):
     """Codes that are exchanged for the admin token, once: links to the dashboard carry them."""
 
     _valid_until: dict[str, float] = field(default_factory=dict)
@@ -255,6 +254,7 @@ def _unauthorised(code: str, message: str) -> ApiError:
 #: The file, beside the state database.
 TOKEN_FILE = "account-pool-admin-token"  # noqa: S105 - the name of the file
 _BYTES = 32
+MAX_TOKEN_BYTES = 4 * 1024
 #: Shorter ones were cut off while they were written, or made up.
 _MIN_CHARS = 32
 
@@ -268,9 +268,9 @@ def admin_token(path: Path) -> Secret:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        if require_file(path).st_mode & 0o077 and os.name == "posix":
             path.chmod(0o600)
-        token = path.read_text(encoding="ascii").strip()
+        token = read_file(path, MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
         raise NoToken(f"the admin token {path} cannot be read or created ({why})") from None

@@ -13,9 +13,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 
 from account_pool.admin.http import ApiError
 from account_pool.admin.views import Json
+from account_pool.core.fleet import ProxyState
 from account_pool.supervision import tasks
 
 MEDIA_TYPE = "text/event-stream"
@@ -30,9 +32,12 @@ LOOK_S, AGAIN_S, HEARTBEAT_S = 1.0, 0.2, 15.0
 #: What is shown is no older than this, seconds.
 LONGEST_PAUSE_S = 5.0
 
+_RUNNING = ProxyState.RUNNING.value
 _HEARTBEAT = b": still here\n\n"
 #: They count down or up: whoever shows them goes by the instants, and an idle pool sends nothing.
-_COUNTING = frozenset({"remaining_s", "resets_s", "oldest_s", "uptime_s", "age_s"})
+_COUNTING = frozenset(
+    {"remaining_s", "resets_s", "oldest_s", "uptime_s", "age_s", "started_s", "seen_s"}
+)
 
 
 @dataclass(slots=True)
@@ -42,15 +47,16 @@ class Change:
     Attributes:
         whole: it is not a difference but all there is.
         accounts: by key, as in GET /account-pool but for what counts down; None: removed.
-        latest: `health` and `summary`, where they differ.
-        decisions: new or changed ones by number, as in GET /decisions.
+        latest: `health`, `summary` and `proxies`, where they differ.
+        decisions: new or changed ones by id, as in GET /decisions; None: it is no decision of its
+            own any more (another proxy has decided the same before).
         lost: older decisions are missing.
     """
 
     whole: bool = False
     accounts: dict[str, Json | None] = field(default_factory=dict)
     latest: dict[str, Json] = field(default_factory=dict)
-    decisions: dict[int, Json] = field(default_factory=dict)
+    decisions: dict[str, Json | None] = field(default_factory=dict)
     lost: bool = False
 
     def __bool__(self) -> bool:
@@ -59,13 +65,13 @@ class Change:
     def add(self, later: Change) -> None:
         """Become the difference up to *later*, which begins where this one ends."""
         if later.whole:
-            self.whole, self.accounts = True, {}
+            self.whole, self.accounts, self.decisions = True, {}, {}
         self.accounts |= later.accounts
         self.latest |= later.latest
         self.decisions |= later.decisions
         over = len(self.decisions) - MAX_DECISIONS
-        for number in sorted(self.decisions)[: max(over, 0)]:
-            del self.decisions[number]
+        for name in self._in_order()[: max(over, 0)]:
+            del self.decisions[name]
             self.lost = True
         self.lost |= later.lost
 
@@ -77,10 +83,21 @@ class Change:
             gone = [key for key, account in self.accounts.items() if account is None]
             said = {"all": self.whole, "accounts": there, "removed": [] if self.whole else gone}
             told.append(_event("accounts", said))
-        told += [_event("decision", self.decisions[number]) for number in sorted(self.decisions)]
+        if withdrawn := [name for name, row in self.decisions.items() if row is None]:
+            told.append(_event("withdrawn", {"ids": withdrawn}))
+        rows = (self.decisions[name] for name in self._in_order())
+        told += [_event("decision", row) for row in rows if row is not None]
         if self.lost:
             told.append(_event("lost", {}))
         return b"".join(told)
+
+    def _in_order(self) -> list[str]:
+        """Return the ids of decisions, the oldest first, and what is none any more last."""
+        return sorted(self.decisions, key=lambda name: _number(self.decisions[name]))
+
+
+def _number(row: Json | None) -> float:
+    return inf if row is None else float(row["number"])
 
 
 class Board:
@@ -94,8 +111,8 @@ class Board:
         shown = self._shown
         return Change(True, {**shown.accounts}, {**shown.latest}, {**shown.decisions})
 
-    def update(self, pool: Json, health: Json, decisions: Iterable[Json]) -> Change:
-        """Take what GET /account-pool, /health and /decisions say; return what differs."""
+    def update(self, pool: Json, health: Json, proxies: Json, decisions: Iterable[Json]) -> Change:
+        """Take what GET /account-pool, /health, /proxies, /decisions say; return what differs."""
         shown, change = self._shown, Change()
         accounts = {account["key"]: _steady(account) for account in pool["accounts"]}
         change.accounts = {
@@ -103,11 +120,23 @@ class Board:
             **{key: None for key in shown.accounts if key not in accounts},
         }
         summary = {key: value for key, value in pool.items() if key != "accounts"}
-        latest = {"health": _steady(health), "summary": summary}
+        for one in proxies["proxies"]:
+            if one["state"] == _RUNNING:
+                del one["seen_at"]  # it is now
+        latest = {"health": _steady(health), "summary": summary, "proxies": _steady(proxies)}
         change.latest = {k: v for k, v in latest.items() if shown.latest.get(k) != v}
-        by_number = {row["number"]: row for row in decisions}
-        change.decisions = {n: r for n, r in by_number.items() if shown.decisions.get(n) != r}
-        self._shown = Change(True, {**accounts}, latest, by_number)
+        by_id = {row["id"]: row for row in decisions}
+        # Older ones than those that were read are decisions all the same.
+        oldest = min(map(_number, by_id.values())) if len(by_id) >= MAX_DECISIONS else 0
+        change.decisions = {
+            **{n: r for n, r in by_id.items() if shown.decisions.get(n) != r},
+            **{
+                n: None
+                for n, r in shown.decisions.items()
+                if n not in by_id and _number(r) >= oldest
+            },
+        }
+        self._shown = Change(True, {**accounts}, latest, {**by_id})
         return change
 
 
@@ -156,14 +185,14 @@ class Broadcaster:
     """Reads the pool while somebody listens, and sends what differs to all who do.
 
     Args:
-        read: returns what GET /account-pool, /health and /decisions say, of all workers.
+        read: returns what GET /account-pool, /health, /proxies and /decisions say, of all workers.
         heartbeat_s, look_s, again_s: see `HEARTBEAT_S`, `LOOK_S`, `AGAIN_S`.
         now: seconds that only go on.
     """
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[tuple[Json, Json, list[Json]]]],
+        read: Callable[[], Awaitable[tuple[Json, Json, Json, list[Json]]]],
         *,
         heartbeat_s: float = HEARTBEAT_S,
         look_s: float = LOOK_S,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import unquote
 
+from msgspec import Struct
+
 
 class ApiError(Exception):
     """A request to the admin API that is refused.
@@ -108,8 +110,7 @@ class AdminRequest:
         return [v.decode("latin-1") for n, v in self.headers if n.lower() == name]
 
 
-@dataclass(frozen=True, slots=True)
-class AdminResponse:
+class AdminResponse(Struct, frozen=True):
     """A complete response, or the head of one that goes on.
 
     Attributes:

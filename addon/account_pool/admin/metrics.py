@@ -24,6 +24,7 @@ from prometheus_client.core import (
 from account_pool import __version__
 from account_pool.admin.actions import PoolService
 from account_pool.admin.views import Clocks, Sums, headroom_view, verdict_of
+from account_pool.core.fleet import ProxyState, ProxyView
 from account_pool.core.instruments import DecisionCounter, Histogram, Timings
 from account_pool.core.usage import OTHER, Tally
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Models that have series of their own, over all accounts: each has one for every account.
 MAX_MODELS = 50
+#: Proxies that have series of their own.
+MAX_PROXIES = 64
 #: What an account can be, as `/account-pool` says it.
 STATES = ("available", "full", "cooling", "disabled", "off", "no_credential")
 _KINDS = ("input", "cached", "output", "reasoning")
@@ -85,58 +88,64 @@ class _Read:
         return self._families
 
 
-def read(service: PoolService, decision_counter: DecisionCounter) -> Iterator[Metric]:
-    """Yield every metric as it is now."""
-    measured, states = service.measured, list(service.pool.accounts)
-    yield GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1)
-    yield _gauge(
-        "account_pool_build_info",
-        "The running version.",
-        ("version",),
-        [((__version__,), 1)],
-    )
-    yield _counter(
-        "account_pool_requests",
-        "Finished requests of the pool, by what their client got.",
-        ("provider", "result"),
-        measured.requests.items(),
-    )
-    yield _counter(
-        "account_pool_attempts",
-        "Requests sent upstream, by what became of them.",
-        ("account", "outcome"),
-        measured.attempts.items(),
-    )
-    yield _counter(
-        "account_pool_failovers",
-        "Requests that went on to another account.",
-        ("provider",),
-        [((provider,), count) for provider, count in measured.failovers.items()],
-    )
-    yield _counter(
-        "account_pool_decisions",
-        "Cooldowns, releases, moves, waits and refusals, by kind.",
-        ("provider", "kind"),
-        decision_counter.counts.items(),
-    )
-    yield from _timings(measured.timings)
-    yield from _served(service.usages.totals)
-    yield from _accounts(states, service.now())
-    yield _headroom(states, Clocks(service.now(), service.wall_now()), service.usages.totals)
-    yield from _resets(service.resets.totals)
-    yield GaugeMetricFamily(
-        "account_pool_sessions", "Conversations that are known.", value=len(service.sessions)
-    )
-    yield GaugeMetricFamily(
-        "account_pool_waiting", "Requests held for an account.", value=service.held()[0]
-    )
-    yield GaugeMetricFamily(
-        "account_pool_state_in_memory",
-        "1 while what is learnt is kept in memory only.",
-        value=float(service.state_problem() is not None),
-    )
-    # Of this process, as every program names them; only Linux reports them.
-    yield from ProcessCollector(registry=None).collect()
+def read(service: PoolService, decision_counter: DecisionCounter) -> tuple[Metric, ...]:
+    """Return every metric as it is now."""
+    measured, totals = service.measured, service.usages.totals
+    states, now, lag = list(service.pool.accounts), service.now(), service.measured.lag
+    return (
+        GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1),
+        _gauge("account_pool_build_info", "The running version.", ("version",),
+            [((__version__,), 1)]),
+        _counter("account_pool_requests",
+            "Finished requests of the pool, by what their client got.", ("provider", "result"),
+            measured.requests.items()),
+        _counter("account_pool_attempts", "Requests sent upstream, by what became of them.",
+            ("account", "outcome"), measured.attempts.items()),
+        _counter("account_pool_failovers", "Requests that went on to another account.",
+            ("provider",), [((provider,), n) for provider, n in measured.failovers.items()]),
+        _counter("account_pool_decisions",
+            "Cooldowns, releases, moves, waits and refusals, by kind.", ("provider", "kind"),
+            decision_counter.counts.items()),
+        *_timings(measured.timings),
+        *_served(totals),
+        *_accounts(states, now),
+        _headroom(states, Clocks(now, service.wall_now()), totals),
+        *_resets(service.resets.totals),
+        GaugeMetricFamily("account_pool_sessions", "Conversations that are known.",
+            value=len(service.sessions)),
+        GaugeMetricFamily("account_pool_waiting", "Requests held for an account.",
+            value=service.held()[0]),
+        GaugeMetricFamily("account_pool_state_in_memory",
+            "1 while what is learnt is kept in memory only.",
+            value=float(service.state_problem() is not None)),
+        *_proxies(service.fleet.views()),
+        HistogramMetricFamily("account_pool_state_lag_seconds",
+            "How long ago other proxies have written what is read here.",
+            buckets=_buckets(lag), sum_value=lag.sum),
+        # Of this process, as every program names them; only Linux reports them.
+        *ProcessCollector(registry=None).collect(),
+    )  # fmt: skip
+
+
+def _proxies(views: Sequence[ProxyView]) -> tuple[Metric, ...]:
+    """Who shares the state; names of hosts come and go, so there is a bound."""
+    counts = Counter(view.state for view in views)
+    # Those that are gone come last.
+    named = views[:MAX_PROXIES]
+    alive = (ProxyState.RUNNING, ProxyState.STOPPING)
+    return (
+        _gauge("account_pool_proxies",
+            "Proxies that share the state, this one too, by what they do.", ("state",),
+            [((state.value,), counts[state]) for state in ProxyState]),
+        # Of each once, whatever they are called: else Prometheus takes nothing of it all.
+        _gauge("account_pool_proxy_info", "1 for each of them that runs, with its versions.",
+            ("proxy", "version", "mitmproxy"),
+            {(v.name, v.version, v.mitmproxy): 1.0 for v in named if v.state in alive}.items()),
+        _gauge("account_pool_proxy_heartbeat_age_seconds",
+            "Time since the last heartbeat of each; those that have gone for ten minutes.",
+            ("proxy",),
+            {(v.name,): v.seen_s for v in reversed(named) if v.seen_s is not None}.items()),
+    )  # fmt: skip
 
 
 def _timings(timings: Mapping[str, Timings]) -> Iterator[Metric]:
@@ -153,7 +162,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
-def _served(totals: Mapping[tuple[str, str], Tally]) -> Iterator[Metric]:
+def _served(totals: Mapping[tuple[str, str], Tally]) -> tuple[Metric, ...]:
     """Requests and tokens; the models first seen by name, so that no counter ever falls."""
     named = set(list(dict.fromkeys(model for _, model in totals))[:MAX_MODELS])
     served: Counter[Labels] = Counter()
@@ -163,16 +172,13 @@ def _served(totals: Mapping[tuple[str, str], Tally]) -> Iterator[Metric]:
         served[labels] += tally.requests
         for kind in _KINDS:
             tokens[(*labels, kind)] += getattr(tally, f"{kind}_tokens")
-    yield _counter(
-        "account_pool_served", "Requests that were answered.", ("account", "model"), served.items()
-    )
-    yield _counter(
-        "account_pool_tokens",
-        "Tokens as the providers count them; cached ones are part of the input, "
-        "reasoning is part of the output.",
-        ("account", "model", "kind"),
-        tokens.items(),
-    )
+    return (
+        _counter("account_pool_served", "Requests that were answered.", ("account", "model"),
+            served.items()),
+        _counter("account_pool_tokens",
+            "Tokens as the providers count them; cached ones are part of the input, "
+            "reasoning is part of the output.", ("account", "model", "kind"), tokens.items()),
+    )  # fmt: skip
 
 
 #: What requests cost, by the amount that is counted: the name of the metric, and its help.
@@ -242,20 +248,16 @@ def _accounts(states: Sequence[AccountState], now: float) -> Iterator[Metric]:
     )
 
 
-def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> Iterator[Metric]:
+def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> tuple[Metric, ...]:
     """What was not used of the long windows: the mean is the second by the first."""
-    yield _counter(
-        "account_pool_window_resets",
-        "Resets of windows longer than an hour.",
-        ("account", "window"),
-        [(of, count) for of, (count, _left) in totals.items()],
-    )
-    yield _counter(
-        "account_pool_window_left_at_reset_ratio",
-        "Shares of those windows that were left when they were reset, added up.",
-        ("account", "window"),
-        [(of, left) for of, (_count, left) in totals.items()],
-    )
+    labels = ("account", "window")
+    return (
+        _counter("account_pool_window_resets", "Resets of windows longer than an hour.", labels,
+            [(of, count) for of, (count, _left) in totals.items()]),
+        _counter("account_pool_window_left_at_reset_ratio",
+            "Shares of those windows that were left when they were reset, added up.", labels,
+            [(of, left) for of, (_count, left) in totals.items()]),
+    )  # fmt: skip
 
 
 def _headroom(

@@ -1,4 +1,4 @@
-"""What may be sent: shapes of bodies and queries. What is answered is in `schemas.py`.
+"""What may be sent: shapes of bodies and queries. What is answered is in `openapi.py`.
 
 Nothing that was sent is repeated in an error.
 """
@@ -25,6 +25,7 @@ from pydantic import (
 from account_pool.admin.http import ApiError
 from account_pool.core.credential import Secret
 from account_pool.core.decisions import Kind
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.request_rows import Status
 from account_pool.credentials.sources import literal
 from account_pool.credentials.vendor_logins import VENDORS
@@ -108,11 +109,7 @@ class PinnedSession(AccountName):
     """One conversation, and the account that alone shall serve it."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        hide_input_in_errors=True,
-        json_schema_extra={"oneOf": [{"required": ["key"]}, {"required": ["session"]}]},
+        json_schema_extra={"oneOf": [{"required": ["key"]}, {"required": ["session"]}]}
     )
 
     key: Annotated[str, Field(min_length=1)] = Field("", description="As GET /sessions reports it.")
@@ -171,12 +168,15 @@ class _SomeRequests(_Query):
         )
 
 
-class RequestsQuery(_SomeRequests):
-    """Which rows are asked for."""
-
+class _SomeRows(_SomeRequests):
     status: Literal[STATUSES] | None = Field(  # type: ignore[valid-type]
         None, description="Only those that ended so."
     )
+
+
+class RequestsQuery(_SomeRows):
+    """Which rows are asked for."""
+
     limit: int = Field(100, ge=1, le=1000, description="Maximum number to return.")
     since: int | None = Field(
         None, ge=0, le=2**53, description="Only those with a number above this one, the oldest."
@@ -186,12 +186,9 @@ class RequestsQuery(_SomeRequests):
     )
 
 
-class SeriesQuery(_SomeRequests):
+class SeriesQuery(_SomeRows):
     """Which time is asked for, and in which steps."""
 
-    status: Literal[STATUSES] | None = Field(  # type: ignore[valid-type]
-        None, description="Only those that ended so."
-    )
     step: int = Field(
         900,
         ge=1,
@@ -218,7 +215,7 @@ def read_body(shape: type[Model], body: bytes) -> Model:
     """Return *body* as *shape*. Raises ApiError."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except NOT_READ:
         raise ApiError(400, "not_json", "the body is not JSON") from None
     if not isinstance(value, dict):
         raise ApiError(422, "invalid", "the body is not a JSON object")
@@ -299,7 +296,7 @@ class Login(Shape):
 class NewAccount(AccountName):
     """One account with its credential, and any key that accounts.yaml has for it."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="allow")
 
     token: Given | Login = Field(
         description="The credential itself, in which $ is an ordinary character, or the login "

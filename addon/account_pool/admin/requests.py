@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Protocol
 
 from account_pool.admin.actions import PoolService
-from account_pool.admin.http import ApiError
 from account_pool.admin.models import TOKENS, RequestsQuery, SeriesQuery, UsageQuery
 from account_pool.admin.views import Json, Sums, iso, usage_view, with_costs
 from account_pool.core.request_rows import RequestRow
-from account_pool.store.store import RequestBucket, RequestQuery, StateStore, StoreError
+from account_pool.store.store import (
+    RequestAnswers,
+    RequestBucket,
+    RequestPage,
+    RequestQuery,
+    StateStore,
+    StoreError,
+)
 
 #: Asks the state database; None: it cannot be used. Raises StoreError.
 AskStore = Callable[[Callable[[StateStore], Any]], Awaitable[Any]]
@@ -25,6 +32,14 @@ AskStore = Callable[[Callable[[StateStore], Any]], Awaitable[Any]]
 DAY_S, MONTH_S = 86_400, 365.25 / 12 * 86_400
 #: Buckets of a series at most; its steps are longer where there would be more.
 MAX_BUCKETS = 2_000
+
+
+class Known(Protocol):
+    """What this proxy itself knows of requests, without the state database."""
+
+    def counts(self, name: str) -> Sums: ...
+    async def ask(self, question: Callable[[RequestAnswers], Any]) -> Any:
+        """Return its answer. Raises StoreError."""
 
 
 class Context(Protocol):
@@ -35,6 +50,8 @@ class Context(Protocol):
     @property
     def ask_store(self) -> AskStore: ...
     @property
+    def known(self) -> Callable[[], Known | None]: ...
+    @property
     def counted(self) -> Callable[[str], Awaitable[Sums]]: ...
 
 
@@ -43,7 +60,14 @@ async def page(context: Context, asked: RequestsQuery) -> Json:
     query = asked.which(
         status=asked.status, since=asked.since, before=asked.before, limit=asked.limit
     )
-    found = await _ask(context, lambda store: store.requests.read(query))
+    found, problem = await _ask(context, lambda requests: requests.read(query))
+    if problem and asked.since is not None:
+        # What it knows may get other numbers in the database: it would come again.
+        found = RequestPage([], asked.since)
+    elif found is not None and asked.since is not None and found.last < asked.since:
+        # Rows that have begun anew have smaller numbers.
+        anew = query._replace(since=0)
+        found, problem = await _ask(context, lambda requests: requests.read(anew))
     rows = [] if found is None else found.rows
     last = rows[-1][0] if len(rows) == asked.limit and asked.since is None else None
     # What was left out above *since* comes the next time.
@@ -53,7 +77,7 @@ async def page(context: Context, asked: RequestsQuery) -> Json:
         "next": 0 if found is None else rows[0][0] if full else found.last,
         "older": last,
         "kept_days": context.service.ended.kept_days,
-        "problem": _problem(context, found),
+        "problem": problem,
     }
 
 
@@ -85,7 +109,7 @@ async def series(context: Context, asked: SeriesQuery) -> Json:
     step = max(step, ceil(length_s / MAX_BUCKETS))
     count = ceil(length_s / step)
     query = asked.which(status=asked.status)._replace(from_at=from_at, to_at=to_at)
-    found = await _ask(context, lambda store: store.requests.series(query, step))
+    found, problem = await _ask(context, lambda requests: requests.series(query, step))
     by_step = {bucket.step: bucket for bucket in found or ()}
     buckets = [by_step.get(n) or RequestBucket(n, {}, None, None) for n in range(count)]
     return {
@@ -93,7 +117,7 @@ async def series(context: Context, asked: SeriesQuery) -> Json:
         "to": iso(to_at),
         "step_s": step,
         "buckets": [_bucket_view(bucket, from_at + bucket.step * step) for bucket in buckets],
-        "problem": _problem(context, found),
+        "problem": problem,
     }
 
 
@@ -132,8 +156,9 @@ async def usage(context: Context, asked: UsageQuery) -> Json:
     if from_at is None:
         from_at = (now // DAY_S - asked.days + 1) * DAY_S
     query = asked.which()._replace(from_at=from_at)
-    counted = await _counted(context, query, asked.group)
-    resets = _of_days(await context.counted("resets"), query._replace(model=None, tool=None))
+    counted, problem = await _counted(context, query, asked.group)
+    sums, no_resets = await _sums(context, "resets")
+    resets = _of_days(sums, query._replace(model=None, tool=None))
     by_day: dict[tuple[str, ...], Counter[str]] = {}
     for (at, account, model, _tool), amounts in counted.items():
         by_day.setdefault((at[:10], account, model), Counter()).update(amounts)
@@ -144,6 +169,7 @@ async def usage(context: Context, asked: UsageQuery) -> Json:
         "groups": [] if group is None else grouped(counted, group),
         "unpriced": _unpriced(by_day),
         "subscriptions": _subscriptions(context, by_day, query, now),
+        "problem": problem or no_resets,
     }
 
 
@@ -184,16 +210,26 @@ def _subscriptions(context: Context, by_day: Sums, query: RequestQuery, now: flo
     return rows
 
 
-async def _counted(context: Context, query: RequestQuery, group: str | None) -> Counted:
+async def _counted(
+    context: Context, query: RequestQuery, group: str | None
+) -> tuple[Counted, str | None]:
     whole_days = all(at is None or at % DAY_S == 0 for at in (query.from_at, query.to_at))
     if whole_days and query.tool is None and group not in ("hour", "tool"):
-        sums = _of_days(await context.counted("usage"), query)
-        return {(*key, ""): amounts for key, amounts in sums.items()}
+        sums, problem = await _sums(context, "usage")
+        by_day = _of_days(sums, query)
+        return {(*key, ""): amounts for key, amounts in by_day.items()}, problem
     by_hour = group == "hour"
-    found = await _ask(context, lambda store: store.requests.sums(query, by_hour=by_hour))
-    if found is None:
-        raise ApiError(503, "no_state", _problem(context, None) or "")
-    return {sums.key: sums.amounts for sums in found}
+    found, problem = await _ask(context, lambda requests: requests.sums(query, by_hour=by_hour))
+    return {sums.key: sums.amounts for sums in found or ()}, problem
+
+
+async def _sums(context: Context, name: str) -> tuple[Sums, str | None]:
+    """Return the sums of a counter, and why only those that this proxy knows are among them."""
+    try:
+        return await context.counted(name), None
+    except StoreError as error:
+        known = context.known()
+        return known.counts(name) if known else {}, str(error)
 
 
 def _of_days(sums: Sums, query: RequestQuery) -> Sums:
@@ -237,15 +273,26 @@ def grouped(counted: Counted, group: str) -> list[Json]:
 # -- the store
 
 
-async def _ask(context: Context, question: Callable[[StateStore], Any]) -> Any:
+async def _ask(
+    context: Context, question: Callable[[RequestAnswers], Any]
+) -> tuple[Any, str | None]:
+    """Return the answer, None for none, and why it is only of what this proxy knows itself."""
+    problem = None
     try:
-        return await context.ask_store(question)
+        found = await context.ask_store(lambda store: question(store.requests))
     except StoreError as error:
-        raise ApiError(503, "no_state", str(error)) from None
-
-
-def _problem(context: Context, found: object) -> str | None:
-    """Return why the store did not answer; None if it did."""
+        found, problem = None, str(error)
     if found is not None:
-        return None
-    return context.service.state_problem() or "the pool has no account yet"
+        return found, None
+    if (known := context.known()) is not None:
+        with suppress(StoreError):
+            found = await known.ask(question)
+    return found, problem or _problem(context)
+
+
+def _problem(context: Context) -> str:
+    """Return why the store cannot be asked."""
+    if problem := context.service.state_problem():
+        return problem
+    has_store = context.service.fleet.kind is not None
+    return "the state is being opened" if has_store else "the pool has no account yet"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,9 @@ from account_pool.admin.models import (
     SessionsQuery,
     UsageQuery,
 )
-from account_pool.admin.requests import AskStore
+from account_pool.admin.requests import AskStore, Known
 from account_pool.admin.views import Clocks, Json, Sums, iso
 from account_pool.core.accounts import occupancy
-from account_pool.core.decision_text import line
-from account_pool.core.decisions import Decision
 from account_pool.core.instruments import DecisionCounter
 from account_pool.core.state import AccountState
 from account_pool.store.store import StoreError
@@ -50,6 +49,8 @@ from account_pool.workers.worker import Link
 #: How long accounts are not shown because the state database takes its time, seconds: whoever asks
 #: (`account-pool status`) waits 3.
 USAGE_S = 1.0
+#: How long the store is waited for with decisions of other proxies, seconds: as above.
+DECIDED_S = 1.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -63,8 +64,8 @@ class AdminContext:
         counted: returns the sums of a counter: "usage" by (day, account, model), "resets" by
             (day, account, window).
         ask_store: returns what the state database answers.
-        instance: a name of this run of the proxy.
-        started_at: when it was started, monotonic seconds.
+        known: returns what knows some of it without that; None while nothing is kept.
+        started_at: when this process was started, monotonic seconds.
         ready: returns whether the proxy serves requests.
         accounts_file: returns the accounts file in use; None if there is none.
         guard: knows the admin token.
@@ -77,7 +78,7 @@ class AdminContext:
     decision_counter: DecisionCounter
     counted: Callable[[str], Awaitable[Sums]]
     ask_store: AskStore
-    instance: str
+    known: Callable[[], Known | None]
     started_at: float
     ready: Callable[[], bool]
     accounts_file: Callable[[], Path | None]
@@ -90,6 +91,16 @@ class AdminContext:
         """Return the accounts file in use; null if the accounts come from the environment."""
         path = self.accounts_file()
         return {"accounts_file": None if path is None else str(path)}
+
+    def store(self) -> Json:
+        """Return what keeps the state, and how it is."""
+        fleet, problem = self.service.fleet, self.service.state_problem()
+        return {
+            "kind": fleet.kind,
+            "server": fleet.server or None,
+            "problem": problem,
+            "is_known": fleet.is_known,
+        }
 
     def clocks(self) -> Clocks:
         """Return now, on both clocks.
@@ -104,11 +115,13 @@ class AdminContext:
 
     async def extras(self) -> views.AccountExtras:
         """Return sessions and usage by account."""
-        sums: Sums = {}
         # What accounts can do is known without it: no state database keeps that from anybody.
-        with suppress(StoreError, TimeoutError):
+        try:
             async with asyncio.timeout(USAGE_S):
                 sums = await self.counted("usage")
+        except (StoreError, TimeoutError):
+            known = self.known()
+            sums = known.counts("usage") if known else {}
         clocks = self.clocks()
         return views.AccountExtras(
             sessions=views.sessions_by_account(self.service.sessions, clocks.now),
@@ -189,7 +202,12 @@ async def accounts(context: AdminContext, _asked: None) -> Json:
     """Every account with its state, the cause and the end of its cooldowns, and a summary."""
     extras = await context.extras()
     view = views.pool_view(context.service.pool, context.clocks(), extras)
-    return {**context.source(), **view, "warnings": context.service.warnings()}
+    return {
+        **context.source(),
+        **view,
+        "warnings": context.service.warnings(),
+        "state_problem": context.service.state_problem(),
+    }
 
 
 @_at("/account-pool/{provider}", "OneProvider", refusals=(404,))
@@ -301,34 +319,31 @@ async def redeem_link(context: AdminContext, asked: LinkCode, sent: AdminRequest
 @_at("/decisions", "Decisions", query=DecisionsQuery)
 async def decisions(context: AdminContext, asked: DecisionsQuery) -> Json:
     """The latest decisions and their causes, newest first."""
-    known, now = context.service.pool.decisions, context.service.now()
-    rows: list[Json] = []
-    for decision in known:
-        number = decision.number
-        if context.link is not None:
-            number = views.number_at(decision.at, number)
-        if number <= asked.since or len(rows) >= asked.limit:
-            break
-        if _is_wanted(decision, asked):
-            rows.append({**_decision_view(decision, now), "number": number})
-    upto = known.made if context.link is None else views.number_at(now)
-    return {"decisions": rows, "next": upto}
+    known = None
+    # What is known here is shown without it, and soon.
+    with suppress(StoreError, TimeoutError):
+        async with asyncio.timeout(DECIDED_S):
+            known = await context.ask_store(context.service.decided.sync)
+    rows, upto = known or context.service.decided.own()
+    # A log that has begun anew has smaller numbers.
+    since = asked.since if asked.since <= upto else 0
+    wanted = (row for row in reversed(rows) if row["number"] > since and _is_wanted(row, asked))
+    shown = [_decision_view(row) for row in islice(wanted, asked.limit)]
+    return {"decisions": shown, "next": upto, "alone": known is None}
 
 
-def _is_wanted(decision: Decision, asked: DecisionsQuery) -> bool:
-    if asked.kind is not None and decision.kind != asked.kind:
+def _is_wanted(row: Mapping[str, Any], asked: DecisionsQuery) -> bool:
+    if asked.kind not in (None, row["kind"]):
         return False
-    return asked.account is None or asked.account in (str(decision.account), str(decision.to))
+    return asked.account in (None, row["account"], row["to"])
 
 
-def _decision_view(decision: Decision, now: float) -> Json:
-    """Return `Decision.as_dict()`, with instants, and its line in the log."""
-    view: Mapping[str, Any] = decision.as_dict(now)
+def _decision_view(row: Mapping[str, Any]) -> Json:
+    """Return it with instants."""
     instants = {
-        name: None if view[name] is None else iso(view[name])
-        for name in ("at", "until", "ended_at")
+        name: None if row[name] is None else iso(row[name]) for name in ("at", "until", "ended_at")
     }
-    return {**view, **instants, "text": line(decision)}
+    return {**row, **instants}
 
 
 @_at("/headroom", "HeadroomDay")
@@ -394,16 +409,22 @@ async def refresh(context: AdminContext, asked: Refresh) -> Json:
     return {"accounts": [{name: view[name] for name in fields} for view in views_of]}
 
 
-@_at("/requests", "Requests", query=RequestsQuery, name="requests", refusals=(503,))
+@_at("/requests", "Requests", query=RequestsQuery, name="requests")
 async def ended_requests(context: AdminContext, asked: RequestsQuery) -> Json:
     """Requests that have ended, newest first. No prompt, answer or header is kept."""
     return await requests.page(context, asked)
 
 
-@_at("/requests/series", "Series", query=SeriesQuery, name="series", refusals=(503,))
+@_at("/requests/series", "Series", query=SeriesQuery, name="series")
 async def requests_series(context: AdminContext, asked: SeriesQuery) -> Json:
     """What requests were like in each step of time: the last 24 hours unless others are named."""
     return await requests.series(context, asked)
+
+
+@_at("/proxies", "Proxies")
+async def proxies(context: AdminContext, _asked: None) -> Json:
+    """The proxies that share the state: this one first, those that have gone last."""
+    return views.fleet_view(context.service.fleet.views(), context.clocks(), context.store())
 
 
 @_at("/health", "Health")
@@ -423,7 +444,7 @@ async def health(context: AdminContext, _asked: None) -> Json:
         "uptime_s": uptime_s,
         **occupancy(context.service.pool.accounts),
         "pid": pid,
-        "instance": context.instance if link is None else link.instance,
+        "instance": context.service.fleet.instance,
         "ready": context.ready(),
         "stopping": context.service.stopping,
         "failed_tasks": [

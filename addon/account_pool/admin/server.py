@@ -11,8 +11,10 @@ import json
 import logging
 import traceback
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.admin.auth import (
     Rules,
@@ -46,8 +48,7 @@ HEADERS = (
 )
 
 
-@dataclass(slots=True, eq=False)
-class AdminServer:
+class AdminServer(Struct, eq=False):
     """Answers requests to the proxy itself.
 
     Attributes:

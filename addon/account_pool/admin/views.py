@@ -6,18 +6,20 @@ Instants are ISO 8601 in UTC (`..._at`), durations seconds (`..._s`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
+
+from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
 from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
 from account_pool.core.decisions import session_hash
+from account_pool.core.fleet import ProxyState, ProxyView, versions
 from account_pool.core.headroom import Window, tightest_window
-from account_pool.core.headroom_history import EVERY_S, Sample
+from account_pool.core.instruments import EVERY_S, Sample
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins, Sessions, session_of
 from account_pool.core.state import AccountState
@@ -43,8 +45,7 @@ COSTS = ("cost_usd", "saved_usd", "premium_requests")
 NOTHING: Mapping[str, int] = dict.fromkeys(AMOUNTS, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Clocks:
+class Clocks(Struct, frozen=True):
     """Now, on both clocks, in seconds."""
 
     now: float
@@ -64,8 +65,7 @@ def iso(wall_at: float) -> str | None:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
-class AccountExtras:
+class AccountExtras(Struct, frozen=True):
     """Figures about accounts that are kept outside the pool.
 
     Attributes:
@@ -227,20 +227,6 @@ def _seconds(duration: float) -> float:
     return round(max(duration, 0.0), 3)
 
 
-# -- decisions of several workers
-#
-# Each counts for itself, so they are numbered by the clock that is the same for all. Those of
-# one moment differ in the rest.
-
-NUMBERS_A_SECOND = 64e6
-_REST = 64
-
-
-def number_at(now: float, number: int = 0) -> int:
-    """Return what the decision *number* of one worker, made at *now*, is called for all."""
-    return int(now * NUMBERS_A_SECOND / _REST) * _REST + number % _REST
-
-
 def headroom_day_view(samples: Iterable[Sample]) -> Json:
     """Return what each provider had left over the day, oldest first."""
     rows = [
@@ -248,6 +234,44 @@ def headroom_day_view(samples: Iterable[Sample]) -> Json:
         for sample in samples
     ]
     return {"every_s": EVERY_S, "samples": rows}
+
+
+# -- proxies
+
+
+def fleet_view(proxies: Sequence[ProxyView], clocks: Clocks, store: Json) -> Json:
+    """Return the proxies that share the state, and what keeps that."""
+    counts = Counter(proxy.state for proxy in proxies)
+    return {
+        "proxies": [_proxy_view(proxy, clocks) for proxy in proxies],
+        "summary": {
+            **{state.value: counts[state] for state in ProxyState},
+            "in_flight": sum(proxy.in_flight for proxy in proxies),
+        },
+        "versions": versions(proxies),
+        "store": store,
+    }
+
+
+def _proxy_view(proxy: ProxyView, clocks: Clocks) -> Json:
+    started_s, seen_s = proxy.started_s, proxy.seen_s
+    return {
+        "key": proxy.key,
+        "name": proxy.name,
+        "this": proxy.is_this,
+        "state": proxy.state.value,
+        "version": proxy.version,
+        "mitmproxy": proxy.mitmproxy,
+        # To the second: both are reckoned from durations, anew each time.
+        "started_at": None if started_s is None else iso(round(clocks.wall_now - started_s)),
+        "started_s": None if started_s is None else _seconds(started_s),
+        "seen_at": None if seen_s is None else iso(round(clocks.wall_now - seen_s)),
+        "seen_s": None if seen_s is None else _seconds(seen_s),
+        "in_flight": proxy.in_flight,
+        "workers": proxy.workers,
+        "problem": proxy.problem,
+        "same_accounts": proxy.same_accounts,
+    }
 
 
 # -- providers

@@ -7,19 +7,22 @@ changes, they change too, before it responds.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from account_pool.admin.http import ApiError
-from account_pool.admin.views import NUMBERS_A_SECOND, Json
+from account_pool.admin.views import Json
+from account_pool.core.decision_history import ECHOES
 from account_pool.core.decisions import By
 from account_pool.core.sessions import session_of
 
 if TYPE_CHECKING:
+    from account_pool.admin.actions import Actions
     from account_pool.admin.routes import AdminContext
 
 #: Kinds of metrics whose values add up, and gauges that do, or whose greatest counts. Of all
@@ -39,9 +42,6 @@ _GREATEST = (
     # Of several the one that was started last: a restart is seen, whoever answers.
     "process_start_time_seconds",
 )
-#: Within so many seconds a worker takes over what another has decided.
-_SAME_S = 5.0
-
 #: Merges what this worker responds and what others do, asked with a limit or without one.
 Merge = Callable[[Json, list[Json], Any], Json]
 
@@ -63,11 +63,15 @@ def _health(mine: Json, others: list[Json], _asked: Any) -> Json:
         "ready": any(one["ready"] for one in workers),
         "stopping": all(one["stopping"] for one in workers),
         "failed_tasks": tasks,
-        "state_problem": next((p for one in workers if (p := one["state_problem"])), None),
+        "state_problem": _state_problem(workers),
         "notify": _targets([one["notify"] for one in workers]),
         "workers": [one["worker"] for one in workers],
     }
     return {key: value for key, value in merged.items() if key not in ("worker", "busy_accounts")}
+
+
+def _state_problem(workers: Iterable[Json]) -> str | None:
+    return next((p for one in workers if (p := one["state_problem"])), None)
 
 
 def _targets(of_each: list[list[Json]]) -> list[Json]:
@@ -85,6 +89,8 @@ def _accounts(mine: Json, others: list[Json], _asked: Any) -> Json:
         for account in mine["accounts"]
     ]
     merged = {**mine, "accounts": accounts, "summary": _summary(mine["summary"], accounts)}
+    if "state_problem" in mine:
+        merged["state_problem"] = _state_problem([mine, *others])
     if "providers" in mine:
         merged["providers"] = {
             name: _summary(summary, [a for a in accounts if a["provider"] == name])
@@ -125,28 +131,13 @@ def _summary(mine: Json, accounts: Iterable[Json]) -> Json:
 
 
 def _decisions(mine: Json, others: list[Json], asked: Any) -> Json:
-    # What one has decided since the first of them responded comes the next time.
-    upto = min(one["next"] for one in (mine, *others))
-    theirs = [row for one in others for row in one["decisions"] if not _is_heard(row)]
-    heard = {_subject(row): row["number"] for row in theirs}
-    own = [
-        row
-        for row in mine["decisions"]
-        if not _is_heard(row)
-        or abs(row["number"] - heard.get(_subject(row), -1e18)) > _SAME_S * NUMBERS_A_SECOND
-    ]
-    rows = sorted([*own, *theirs], key=lambda row: int(row["number"]), reverse=True)
-    rows = [row for row in rows if row["number"] <= upto]
-    return {"decisions": rows[: asked.limit], "next": upto}
-
-
-def _is_heard(row: Json) -> bool:
-    """Say whether *row* is what a worker has taken over from another proxy."""
-    return bool(row["by"] == By.PROXY)
-
-
-def _subject(row: Json) -> tuple[Any, ...]:
-    return row["kind"], row["account"], row.get("covers")
+    if not mine["alone"]:
+        return mine  # all of them write into one log, and read it
+    # Each says its own. What it has taken over, another says as well.
+    rows = {row["id"]: row for one in (*others, mine) for row in one["decisions"]}
+    origins = {row["id"]: row for row in rows.values() if row["by"] not in ECHOES} or rows
+    latest = sorted(origins.values(), key=lambda row: str(row["at"]), reverse=True)
+    return {**mine, "decisions": latest[: asked.limit]}
 
 
 def _sessions(mine: Json, others: list[Json], asked: Any) -> Json:
@@ -173,52 +164,29 @@ MERGED: Mapping[str, Merge] = {
 # -- POST
 
 
-async def _read_again(context: AdminContext, _asked: Any) -> None:
-    await context.actions.read_again()
+async def _remove(actions: Actions, asked: Any) -> None:
+    await actions.read_again()
+    actions.forget(actions.get(asked.provider, asked.label).key)
 
 
-async def _remove(context: AdminContext, asked: Any) -> None:
-    await context.actions.read_again()
-    context.actions.forget(context.actions.get(asked.provider, asked.label).key)
-
-
-async def _next(context: AdminContext, asked: Any) -> None:
-    context.actions.next(asked.provider)
-
-
-async def _clear(context: AdminContext, asked: Any) -> None:
-    context.actions.clear_cooldown(asked.provider, asked.label, By.PROXY)
-
-
-async def _enable(context: AdminContext, asked: Any) -> None:
-    context.actions.enable(asked.provider, asked.label, By.PROXY)
-
-
-async def _disable(context: AdminContext, asked: Any) -> None:
-    context.actions.disable(asked.provider, asked.label, By.PROXY)
-
-
-async def _pin_session(context: AdminContext, asked: Any) -> None:
-    account = context.actions.get(asked.provider, asked.label).key
+def _pin_session(actions: Actions, asked: Any) -> None:
+    account = actions.get(asked.provider, asked.label).key
     # The other worker has checked the key; this one may not have heard of that conversation.
-    session = asked.session or session_of(asked.key, account.provider) or ""
-    if session:
-        context.actions.pin_session(asked.provider, asked.label, session=session)
-
-
-async def _close_session(context: AdminContext, asked: Any) -> None:
-    context.actions.close_session(asked.key)
+    if session := asked.session or session_of(asked.key, account.provider):
+        actions.pin_session(asked.provider, asked.label, session=session)
 
 
 #: What a worker does once another has done it, by the name of the endpoint.
-FOLLOWED: Mapping[str, Callable[[AdminContext, Any], Awaitable[None]]] = {
-    "add": _read_again,
+FOLLOWED: Mapping[str, Callable[[Actions, Any], object]] = {
+    "add": lambda actions, _: actions.read_again(),
     "remove": _remove,
-    "next": _next,
-    "clear_cooldown": _clear,
-    "enable": _enable,
-    "disable": _disable,
-    "close_session": _close_session,
+    "next": lambda actions, asked: actions.next(asked.provider),
+    "clear_cooldown": lambda actions, asked: actions.clear_cooldown(
+        asked.provider, asked.label, By.PROXY
+    ),
+    "enable": lambda actions, asked: actions.enable(asked.provider, asked.label, By.PROXY),
+    "disable": lambda actions, asked: actions.disable(asked.provider, asked.label, By.PROXY),
+    "close_session": lambda actions, asked: actions.close_session(asked.key),
     "pin_session": _pin_session,
 }
 
@@ -226,7 +194,9 @@ FOLLOWED: Mapping[str, Callable[[AdminContext, Any], Awaitable[None]]] = {
 async def follow(name: str, context: AdminContext, asked: Any) -> Json:
     """Do what another worker has done at the endpoint *name*."""
     with suppress(ApiError):  # it is so already
-        await FOLLOWED[name](context, asked)
+        done = FOLLOWED[name](context.actions, asked)
+        if isawaitable(done):
+            await done
     return {}
 
 

@@ -136,11 +136,19 @@ def check(
             "commands that name it use it.",
         ),
     ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", help="Print the JSON schema of accounts.yaml, by which editors check it."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Validate the accounts that `run` would use, and show them. Sends nothing without --try."""
-    from account_pool.cli.check import check_accounts, confirm_file
+    from account_pool.cli.check import check_accounts, confirm_file, show_schema
 
+    if schema:
+        return show_schema()
     if trust:
         return confirm_file(accounts_file, os.environ)
     if not try_each:
@@ -220,7 +228,7 @@ def login(
     interrupted.
     """
     from account_pool.cli.accounts import to_write
-    from account_pool.cli.login import login_copilot, login_from
+    from account_pool.cli.add import login_copilot, login_from
     from account_pool.cli.tool_login import TOOLS_THAT_LOG_IN, LogIn, log_in
 
     names = f"{', '.join(TOOLS_THAT_LOG_IN)}, copilot"

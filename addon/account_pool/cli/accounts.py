@@ -9,32 +9,33 @@ from typing import Any
 
 from account_pool.cli import api
 from account_pool.cli.output import note
-from account_pool.cli.places import CONFDIR, HOST, IN_MEMORY, STATE_FILE
+from account_pool.cli.places import CONFDIR, HOST
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, skip_line
-from account_pool.config.environment import from_environment
+from account_pool.config.configuration import Config, from_environment
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import make_private
-from account_pool.config.values import Config
+from account_pool.config.state import database_path, read_state
 from account_pool.core.account import AccountKey
+from account_pool.core.wrong import Wrong
 from account_pool.credentials.sources import AccountEntry
+from account_pool.home import expanded
 
 #: Of mitmproxy, in its directory; the later one wins.
 CONFIG_NAMES = ("config.yaml", "config.yml")
 
 
-def find(named: Path | None, environ: Mapping[str, str], *, confdir: str = CONFDIR) -> Found:
+def find(named: Path | None, environ: Mapping[str, str]) -> Found:
     """Return the file, and name on stderr one that was skipped. Raises ConfigError.
 
     Args:
-        named: by --accounts-file.
-        confdir: mitmproxy's directory; its config.yaml may name a file.
+        named: by --accounts-file; None: mitmproxy's config.yaml may name one.
     """
     if named is not None:
         found = accounts_file.find(str(named), "--accounts-file", environ)
     else:
-        option = mitmproxy_config(confdir).get(accounts_file.OPTION) or ""
+        option = mitmproxy_config().get(accounts_file.OPTION) or ""
         found = accounts_file.find(str(option), accounts_file.OPTION, environ)
     if found.skipped:
         note(skip_line(found.skipped))
@@ -55,13 +56,17 @@ def to_write(named: Path | None, environ: Mapping[str, str]) -> Path:
 def mitmproxy_config(confdir: str = CONFDIR) -> dict[str, Any]:
     """Return what mitmproxy's own configuration sets, as it reads it. Raises ConfigError."""
     values: dict[str, Any] = {}
-    for path in (Path(confdir).expanduser() / name for name in CONFIG_NAMES):
+    for path in (expanded(confdir) / name for name in CONFIG_NAMES):
         if not path.is_file():
             continue
         from mitmproxy import exceptions, optmanager  # noqa: PLC0415 - few have such a file
 
         try:
             values |= optmanager.parse(path.read_text(encoding="utf-8"))
+            read_state(str(values.get("pool_state") or ""))
+        except Wrong as error:
+            problem = Problem(path, None, "pool_state", error.wrong, error.remedy)
+            raise ConfigError([problem]) from None
         except (exceptions.OptionsError, UnicodeDecodeError, TypeError):
             # Its text quotes the file.
             wrong = "mitmproxy cannot read this file"
@@ -98,7 +103,8 @@ def pool_with(port: int, chosen: Collection[AccountKey]) -> Mapping[str, Any]:
     Raises NoAnswer, also where one is not there, or cannot be named.
     """
     try:
-        pool = api.accounts(port)
+        # With the token it would answer, and then refuse the tool.
+        pool = api.accounts(port, with_token=False)
     except api.NoAnswer as error:
         if not (chosen and error.code == "no_token"):
             raise
@@ -120,7 +126,7 @@ def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError.
     """
-    loaded = _read_main(found, environ)
+    loaded = read_main(found, environ)
     added = added_file(loaded)
     return loaded if added is None else accounts_file.with_added(loaded, added, environ)
 
@@ -137,20 +143,27 @@ def accounts_of(path: Path, environ: Mapping[str, str]) -> Sequence[AccountEntry
         return ()
 
 
+def state_of(loaded: Config | None, confdir: str = CONFDIR) -> str:
+    """Return what `pool_state` is without a command line; "" for the usual file.
+
+    Raises ConfigError.
+    """
+    given = mitmproxy_config(confdir).get("pool_state")
+    return str(given or (loaded.options.get("state") if loaded is not None else None) or "")
+
+
 def added_file(loaded: Config) -> Path | None:
     """Return the file beside the state database, None if it does not exist.
 
     It has the accounts that were added while a proxy ran and *loaded* could not hold.
     """
-    state = mitmproxy_config().get("pool_state") or loaded.options.get("state")
-    if state == IN_MEMORY:
-        return None
-    database = Path(str(state)) if state else Path(CONFDIR) / STATE_FILE
-    path = accounts_file.beside(database.expanduser())
-    return path if path.exists() else None
+    database = database_path(state_of(loaded), CONFDIR)
+    path = None if database is None else accounts_file.beside(database)
+    return path if path is not None and path.exists() else None
 
 
-def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
+def read_main(found: Found, environ: Mapping[str, str]) -> Config:
+    """Return the accounts of *found*, or of the environment, alone. Raises ConfigError."""
     if found.path is not None:
         return accounts_file.load_found(found, environ)
     settings = mitmproxy_config()
@@ -158,5 +171,5 @@ def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
         environ,
         github_token=settings.get("pool_github_token"),
         account_type=settings.get("pool_account_type", "individual"),
-        directories=(Path.cwd(), Path(CONFDIR).expanduser()),
+        directories=(Path.cwd(), expanded(CONFDIR)),
     )

@@ -6,17 +6,21 @@ import contextlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from account_pool.admin.auth import TOKEN_FILE
+from account_pool.admin.auth import MAX_TOKEN_BYTES, TOKEN_FILE
 from account_pool.admin.http import STARTING
+from account_pool.cli.output import Failed
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.cli.processes import running_ports
 from account_pool.config.accounts_file import command
+from account_pool.named_file import read_file
+from account_pool.version import __version__
 
 #: A proxy that is well answers within milliseconds, also under load.
 PROBE_S = 2.0
@@ -29,13 +33,13 @@ _MAX_BYTES = 16 * 1024 * 1024
 
 
 class Missing(StrEnum):
-    """Why the health of a proxy is not known."""
+    """Why the health of a proxy is not known: what there is to say of its port."""
 
-    NOBODY = "nobody"
+    NOBODY = "is used by nobody"
     #: something listens and does not answer in time, or is a pool that has not started yet
-    SILENT = "silent"
+    SILENT = "accepts connections and does not answer"
     #: what answers is not the pool
-    OTHER = "other"
+    OTHER = "is used by something that is not the pool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Health:
     accounts_file: Path | None = None
 
 
-class NoAnswer(Exception):
+class NoAnswer(Failed):
     """The pool did not answer as it should; the text says so to the user.
 
     Attributes:
@@ -73,21 +77,42 @@ class NoProxy(NoAnswer):
     """No proxy answers at that port."""
 
 
+class Lacks(NoAnswer, KeyError):
+    """What the pool has answered lacks something; it may be of another version."""
+
+    __str__ = Exception.__str__  # not quoted, as that of a KeyError is
+
+
+class Answer(dict[str, Any]):
+    """An object of an answer; what is looked up in it in vain is an error for the user."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Lacks(
+            f"the answer of the proxy has no {name!r}: it may be of another version than "
+            f"{__version__}; start it again"
+        )
+
+
 class PoolConnection:
     """A connection to the pool of a port, kept open: a new one is two lines in its log.
 
     Args:
-        timeout_s: of each question, default PROBE_S.
+        timeout_s: of each question.
         with_token: send this machine's admin token where that is required, to a pool only.
     """
 
-    def __init__(
-        self, port: int, timeout_s: float | None = None, *, with_token: bool = False
-    ) -> None:
+    def __init__(self, port: int, timeout_s: float = ASK_S, *, with_token: bool = True) -> None:
         self._port, self._timeout_s, self._with_token = port, timeout_s, with_token
         self._token: str | None = None
         self._wrong: str | None = None
         self._kept: http.client.HTTPConnection | None = None
+        self._name: str | None = None
+
+    def __enter__(self) -> PoolConnection:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._kept is not None:
@@ -108,11 +133,21 @@ class PoolConnection:
             raise _not_the_pool(self._port)
         return value
 
+    def name(self) -> str:
+        """Return what the proxy is called among those that share its state; "": not known."""
+        if self._name is None:
+            try:
+                proxies = self.ask("/proxies")["proxies"]
+                self._name = str(next(one["name"] for one in proxies if one["this"]))
+            except (NoAnswer, LookupError, TypeError, StopIteration):
+                self._name = ""  # of an older version
+        return self._name
+
     def ask(self, path: str) -> Mapping[str, Any]:
         """Return the object the pool answers to a GET of *path*. Raises NoAnswer."""
         had_one = self._kept is not None
         try:
-            return _call_on(self._connection(), self._port, "GET", path, None, self._token)
+            return _call(self._connection(), self._port, "GET", path, None, self._token)
         except NoProxy as error:
             self.close()
             # An old connection may have ended by itself; that says nothing of the proxy.
@@ -142,9 +177,7 @@ class PoolConnection:
 
     def _connection(self) -> http.client.HTTPConnection:
         if self._kept is None:
-            self._kept = http.client.HTTPConnection(
-                HOST, self._port, timeout=self._timeout_s or PROBE_S
-            )
+            self._kept = http.client.HTTPConnection(HOST, self._port, timeout=self._timeout_s)
         return self._kept
 
     def _probe(self) -> Health | Missing:
@@ -161,13 +194,19 @@ class PoolConnection:
 
 def probe(port: int) -> Health | Missing:
     """Return how the pool on *port* of this machine is, or why that is not known."""
-    with contextlib.closing(PoolConnection(port)) as connection:
+    with PoolConnection(port, PROBE_S) as connection:
         return connection.probe()
 
 
-def accounts(port: int) -> Mapping[str, Any]:
+def probe_patiently(port: int) -> Health | Missing:
+    """As `probe`; but what is silent is asked again: a machine may be busy, a proxy start."""
+    found = (probe(port) for _ in range(_PROBES))
+    return next((one for one in found if one is not Missing.SILENT), Missing.SILENT)
+
+
+def accounts(port: int, timeout_s: float = ASK_S, *, with_token: bool = True) -> Mapping[str, Any]:
     """Return what GET /account-pool answers: `accounts` and `summary`. Raises NoAnswer."""
-    with contextlib.closing(PoolConnection(port, ASK_S)) as connection:
+    with PoolConnection(port, timeout_s, with_token=with_token) as connection:
         return connection.accounts()
 
 
@@ -181,8 +220,30 @@ def _is_pool(value: Mapping[str, Any]) -> bool:
 
 def ask(port: int, path: str) -> Mapping[str, Any]:
     """Return the object the pool on *port* answers to a GET of *path*. Raises NoAnswer."""
-    with contextlib.closing(PoolConnection(port, ASK_S)) as connection:
+    with PoolConnection(port) as connection:
         return connection.ask(path)
+
+
+def name(port: int) -> str:
+    """Return what the proxy on *port* is called among those of its state; "": not known."""
+    with PoolConnection(port) as connection:
+        return connection.name()
+
+
+def until_ready(port: int, timeout_s: float, look_s: float) -> Health | None:
+    """Return how the pool on *port* is once it serves; None where it does not in that time."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if isinstance(found := probe(port), Health) and found.ready:
+            return found
+        time.sleep(look_s)
+    return None
+
+
+def occupied(port: int, found: Health | Missing) -> str:
+    """Return what to say of a port that a proxy cannot have, where *found* is."""
+    who = "a proxy runs already" if isinstance(found, Health) else "something listens"
+    return f"{who} at {HOST}:{port}: end it first, or name another --port"
 
 
 def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -191,23 +252,18 @@ def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     With the admin token of this machine, which nothing but a pool gets to see. Raises
     NoAnswer, with the proxy's own words where it refuses; NoProxy where none answers.
     """
-    found = next((f for _ in range(_PROBES) if (f := probe(port)) is not Missing.SILENT), None)
-    if found is None:
-        raise NoAnswer(f"{HOST}:{port} accepts connections and does not answer; try again later")
+    if (found := probe_patiently(port)) is Missing.SILENT:
+        raise NoAnswer(f"{HOST}:{port} {Missing.SILENT}; try again later")
     if found is Missing.OTHER:
         raise _not_the_pool(port)
-    return _call(port, "POST", path, body, local_token(port))
-
-
-def _call(port: int, method: str, path: str, *sent: Any) -> Mapping[str, Any]:
-    """Return the object that answers one request; *sent*: its body and token."""
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S)) as connection:
-        return _call_on(connection, port, method, path, *sent)
+        return _call(connection, port, "POST", path, body, local_token(port))
 
 
-def _call_on(
+def _call(
     connection: http.client.HTTPConnection, port: int, method: str, path: str, *sent: Any
 ) -> Mapping[str, Any]:
+    """Return the object that answers one request; *sent*: its body and token."""
     try:
         status, value = _exchange(connection, method, path, *sent)
     except (OSError, http.client.HTTPException) as error:
@@ -233,13 +289,14 @@ def _call_on(
 
 
 def _not_the_pool(port: int) -> NoAnswer:
-    return NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+    return NoAnswer(f"{HOST}:{port} {Missing.OTHER}")
 
 
 def local_token(port: int) -> str | None:
     """Return the admin token of this machine's proxies, None where it cannot be read."""
     try:
-        return (Places.usual(port).confdir / TOKEN_FILE).read_text(encoding="ascii").strip()
+        path = Places.usual(port).confdir / TOKEN_FILE
+        return read_file(path, MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -272,7 +329,7 @@ def _exchange(
     response = connection.getresponse()
     text = response.read(_MAX_BYTES)
     try:
-        return response.status, json.loads(text)
+        return response.status, json.loads(text, object_hook=Answer)
     except (ValueError, RecursionError):
         return response.status, None
 

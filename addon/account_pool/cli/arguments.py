@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from account_pool.cli.places import DEFAULT_PORT
 from account_pool.core.account import AccountKey
+
+#: How long a proxy is waited for while somebody types, seconds.
+_KEYS_S = 0.8
 
 AccountsFile = Annotated[
     Path | None,
@@ -19,11 +26,35 @@ AccountsFile = Annotated[
 ]
 
 
-def keys(incomplete: str) -> list[str]:
-    """Return the accounts that begin so, for a shell that completes them."""
-    from account_pool.cli.completion import accounts
+class Shell(StrEnum):
+    """A shell that commands can write for."""
 
-    return list(accounts(incomplete))
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+    POWERSHELL = "powershell"
+
+
+def keys(incomplete: str) -> list[str]:
+    """Return the accounts that begin so, for a shell that completes them.
+
+    Those of the proxy, else of the file.
+    """
+    # A prompt is no place for errors.
+    with suppress(Exception):
+        return [key for key in _accounts() if key.startswith(incomplete.lower())]
+    return []
+
+
+def _accounts() -> list[str]:
+    from account_pool.cli import api
+    from account_pool.config.accounts_file import find, load_found
+
+    try:
+        return [str(one["key"]) for one in api.accounts(DEFAULT_PORT, _KEYS_S)["accounts"]]
+    except api.NoAnswer:
+        loaded = load_found(find("", "", os.environ), os.environ)
+        return [str(entry.account.key) for entry in loaded.accounts]
 
 
 def providers(incomplete: str) -> list[str]:
@@ -40,6 +71,17 @@ Port = Annotated[
     int,
     typer.Option("--port", "-p", min=1, max=65535, help="The proxy's port on this machine."),
 ]
+
+
+def one_of(choices: Callable[[], Collection[str]]) -> Callable[[str | None], str | None]:
+    """Return what refuses a value that is not one of *choices*, which are asked for then."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices():
+            raise typer.BadParameter(f"{value} is not one of {', '.join(choices())}")
+        return value
+
+    return check
 
 
 def one_each(names: Collection[str]) -> list[AccountKey]:

@@ -17,10 +17,11 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+from msgspec.structs import replace
 
 from account_pool.cli.accounts import find
 from account_pool.config.accounts_file import require_confirmed

@@ -1,7 +1,6 @@
 """The commands of `account-pool`: names, arguments and help, in the order of the help.
 
-Here are those that run things and look at them; `account_commands.py` and `history_commands.py`
-have the others.
+Here are those that run things and look at them; `account_commands.py` has those about accounts.
 
 What a command does is in a module of its own, imported when it runs: `--version` must not
 wait for mitmproxy.
@@ -10,6 +9,7 @@ wait for mitmproxy.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +18,15 @@ import typer
 from typer.models import CommandInfo
 
 from account_pool.cli.account_commands import accounts
-from account_pool.cli.arguments import AccountsFile, AsJson, OnlyAccounts, Port, one_each
-from account_pool.cli.env import Shell
-from account_pool.cli.history_commands import history
+from account_pool.cli.arguments import (
+    AccountsFile,
+    AsJson,
+    OnlyAccounts,
+    Port,
+    Shell,
+    one_each,
+    one_of,
+)
 from account_pool.cli.places import DEFAULT_PORT
 from account_pool.config.options import BY_NAME
 from account_pool.version import __version__
@@ -53,13 +59,6 @@ def _options(
     pass
 
 
-def _strategy(value: str | None) -> str | None:
-    choices = BY_NAME["strategy"].choices or ()
-    if value is not None and value not in choices:
-        raise typer.BadParameter(f"{value} is not one of {', '.join(choices)}")
-    return value
-
-
 # What comes after the tool's name is the tool's, also without `--`.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
@@ -72,7 +71,9 @@ def run(
     strategy: Annotated[
         str | None,
         typer.Option(
-            callback=_strategy, help="The strategy, if a proxy is started.", show_default=False
+            callback=one_of(lambda: BY_NAME["strategy"].choices or ()),
+            help="The strategy, if a proxy is started.",
+            show_default=False,
         ),
     ] = None,
     restart: Annotated[
@@ -211,7 +212,7 @@ def env(
     account: OnlyAccounts = None,
 ) -> int:
     """Print what points a shell's tools at the proxy: eval "$(account-pool env)"."""
-    from account_pool.cli.env import print_env
+    from account_pool.cli.environment import print_env
 
     return print_env(port, shell, os.environ, unset=unset, accounts=one_each(account or ()))
 
@@ -225,6 +226,9 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Print it every two seconds, as lines.")
     ] = False,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Show the proxies that share the state instead.")
+    ] = False,
 ) -> int:
     """Show the accounts: what is left of each, who is on cooldown or disabled, and why.
 
@@ -235,7 +239,7 @@ def status(
 
     if once and watch:
         raise typer.BadParameter("write --once or --watch, not both")
-    return show_status(port, as_json=as_json, once=once, watch=watch)
+    return show_status(port, as_json=as_json, once=once, watch=watch, of_fleet=fleet)
 
 
 @app.command()
@@ -248,7 +252,7 @@ def dashboard(
     as_json: AsJson = False,
 ) -> int:
     """Open the dashboard in a browser, logged in: by a link that is valid once, for a minute."""
-    from account_pool.cli.dashboard import open_dashboard
+    from account_pool.cli.manage import open_dashboard
 
     return open_dashboard(port, os.environ, only_print=only_print, as_json=as_json)
 
@@ -274,7 +278,7 @@ def ca(
 
     Changes nothing. Tools that `run` and `env` prepare need none of it.
     """
-    from account_pool.cli.ca import show_authority
+    from account_pool.cli.certificates import show_authority
 
     return show_authority(port, os.environ, only_path=only_path, as_json=as_json)
 
@@ -287,7 +291,7 @@ def completion(
     ] = None,
 ) -> int:
     """Print what completes commands in a shell: source <(account-pool completion bash)."""
-    from account_pool.cli.env import detect
+    from account_pool.cli.environment import detect
 
     # As typer is asked by its own --show-completion.
     os.environ["_ACCOUNT_POOL_COMPLETE"] = f"source_{shell or detect(os.environ)}"
@@ -298,9 +302,9 @@ def completion(
 @app.command()
 def demo() -> int:
     """Show a failover as it happens. Needs no account; ends by itself."""
-    from account_pool import demo as package
+    from account_pool.demo.failover import run_demo
 
-    return package.run()
+    return run_demo()
 
 
 @app.command()
@@ -321,6 +325,190 @@ def classify(
     from account_pool.cli.classify import classify_recorded
 
     return classify_recorded(jsonl, provider, accounts_file)
+
+
+# -- what the proxy has done
+
+
+def _groups() -> Collection[str]:
+    from account_pool.cli.history import GROUPS
+
+    return GROUPS
+
+
+def _instant(value: str | None) -> str | None:
+    from account_pool.cli.history import instant
+
+    try:
+        return value and instant(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+_From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        callback=_instant,
+        help="Only what began then or later: 2026-08-01, 2026-08-01T13:00:00Z, or 24h, 7d ago.",
+        show_default=False,
+    ),
+]
+_To = Annotated[
+    str | None,
+    typer.Option("--to", callback=_instant, help="Only what began before.", show_default=False),
+]
+_Account = Annotated[
+    str | None,
+    typer.Option("--account", help="Only of provider/label, or of a provider.", show_default=False),
+]
+_Model = Annotated[
+    str | None, typer.Option("--model", help="Only of this model.", show_default=False)
+]
+_Tool = Annotated[
+    str | None,
+    typer.Option("--tool", help="Only of this tool, such as claude-code.", show_default=False),
+]
+
+_Lines = Annotated[
+    int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
+]
+#: What `usage` shows where nothing else is asked for.
+_DAYS, _BY = 30, "account"
+_Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")]
+_EachAsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+def _which(
+    from_: str | None, to: str | None, account: str | None, model: str | None, tool: str | None
+) -> dict[str, str]:
+    """Return the parameters of the REST API that were given."""
+    given = {"from": from_, "to": to, "account": account, "model": model, "tool": tool}
+    return {name: text for name, text in given.items() if text}
+
+
+@app.command()
+def usage(
+    *,
+    port: Port = DEFAULT_PORT,
+    days: Annotated[
+        int, typer.Option(min=1, max=400, help="How many days, today included.")
+    ] = _DAYS,
+    by: Annotated[
+        str,
+        typer.Option(
+            callback=one_of(_groups), help="account, provider, model, day, hour (UTC) or tool."
+        ),
+    ] = _BY,
+    from_: _From = None,
+    to: _To = None,
+    account: _Account = None,
+    model: _Model = None,
+    tool: _Tool = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Ask providers what accounts have left (pool_look_up)."),
+    ] = False,
+) -> int:
+    """Show how many requests and tokens were served, by account, model, day, tool ..."""
+    from account_pool.cli.history import show_left, show_usage
+
+    if refresh:
+        if as_csv:
+            raise typer.BadParameter("--refresh has --json, and no --csv")
+        if from_ or to or model or tool or (days, by) != (_DAYS, _BY):
+            raise typer.BadParameter("--refresh asks for whole accounts: it has --account alone")
+        return show_left(port, account, as_json=as_json)
+
+    if as_json and as_csv:
+        raise typer.BadParameter("write --json or --csv, not both")
+    which = _which(from_, to, account, model, tool)
+    if not from_:
+        which = {"days": str(days), **which}
+    return show_usage(port, which, by=by, as_json=as_json, as_csv=as_csv)
+
+
+@app.command()
+def requests(
+    *,
+    port: Port = DEFAULT_PORT,
+    lines: _Lines = 20,
+    follow: _Follow = False,
+    from_: _From = None,
+    to: _To = None,
+    account: _Account = None,
+    model: _Model = None,
+    tool: _Tool = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            callback=one_of(lambda: ("ok", "refused", "aborted")),
+            help="Only those that ended so: ok, refused or aborted.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: _EachAsJson = False,
+) -> int:
+    """Show the requests that have ended: who served them, how they ended, what they took."""
+    from account_pool.cli.history import show_requests
+
+    which = _which(from_, to, account, model, tool)
+    if status:
+        which["status"] = status
+    return show_requests(port, which, lines=lines, follow=follow, as_json=as_json)
+
+
+def _kinds() -> Collection[str]:
+    from account_pool.core.decisions import Kind
+
+    return list(Kind)
+
+
+@app.command()
+def decisions(
+    *,
+    port: Port = DEFAULT_PORT,
+    lines: _Lines = 20,
+    follow: _Follow = False,
+    account: Annotated[
+        str | None, typer.Option(help="Only those about provider/label.", show_default=False)
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of(_kinds), help="Only of this kind, such as cooldown.", show_default=False
+        ),
+    ] = None,
+    as_json: _EachAsJson = False,
+) -> int:
+    """Show what the proxy decided, and why: cooldowns, moves, waits, refusals ..."""
+    from account_pool.cli.history import show_decisions
+
+    return show_decisions(
+        port, lines=lines, follow=follow, account=account, kind=kind, as_json=as_json
+    )
+
+
+@app.command()
+def logs(
+    *,
+    port: Port = DEFAULT_PORT,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many lines to show, from the end.")
+    ] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new lines.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Include connections that open and close.")
+    ] = False,
+    path: Annotated[bool, typer.Option("--path", help="Print where the log is.")] = False,
+) -> int:
+    """Show the log of the proxy that `run` started."""
+    from account_pool.cli.history import show_logs
+
+    return show_logs(port, lines=lines, follow=follow, path_only=path, everything=everything)
 
 
 # -- the help of all of them
@@ -362,7 +550,7 @@ def _name(command: CommandInfo) -> str:
     return command.name or (function.__name__.strip("_") if function else "")
 
 
-app.registered_commands += accounts.registered_commands + history.registered_commands
+app.registered_commands += accounts.registered_commands
 app.registered_commands.sort(key=lambda one: [*_LINES, _name(one)].index(_name(one)))
 for _command in app.registered_commands:
     _command.short_help = _LINES.get(_name(_command))

@@ -1,7 +1,7 @@
 """`account-pool doctor`: what on this machine may keep the pool from working, and the remedy.
 
-Each check is a function that yields findings; none of them changes anything, or sends anything
-to another machine. `check --try` is what asks the providers.
+Each check is a function that yields findings; none of them changes anything. To another machine
+only the state engine is asked how it is. `check --try` is what asks the providers.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import sqlite3
-import stat
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from shutil import get_terminal_size, which
@@ -27,29 +26,44 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from account_pool.cli import api, ca
-from account_pool.cli.accounts import added_file, find, how_to_add, mitmproxy_config, read_accounts
+from account_pool.cli import api
+from account_pool.cli.accounts import (
+    added_file,
+    find,
+    how_to_add,
+    mitmproxy_config,
+    read_accounts,
+    read_main,
+    state_of,
+)
+from account_pool.cli.certificates import BUNDLE_VARIABLES, EXTRA_VARIABLES, REMAKE, trusting
+from account_pool.cli.check import is_open, look_at, look_at_file
 from account_pool.cli.environment import (
-    BUNDLE_VARIABLES,
-    EXTRA_VARIABLES,
     NO_PROXY_VARIABLES,
     PROXY_VARIABLES,
     is_proxy,
     without_hosts,
 )
 from account_pool.cli.output import note, show_json
-from account_pool.cli.places import HOST, STATE_FILE, Places
+from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import listeners, running_ports
 from account_pool.cli.service import plan_of, service_of
-from account_pool.config.accounts_file import command, shown
+from account_pool.config.accounts_file import command, counted, shown
+from account_pool.config.configuration import Config
 from account_pool.config.notify import NOTIFY_SEND, FromVariable, program_of, read_targets
-from account_pool.config.problems import ConfigError, Wrong
+from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
-from account_pool.config.values import Config
+from account_pool.config.state import STATE_FILE, database_path
+from account_pool.core.account import AccountKey
 from account_pool.core.browser import is_loopback
 from account_pool.core.cooldown import BY_HAND
+from account_pool.core.wrong import Wrong
 from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import ValueSource
+from account_pool.home import expanded
 from account_pool.providers.registry import BUILT_IN
+from account_pool.store.fleet.url import is_url
 from account_pool.version import __version__
 
 _PACKAGE = "mitmproxy-account-pool"
@@ -87,19 +101,23 @@ class Finding:
     remedy: str = ""
 
 
+_ok, _note, _bad = (partial(Finding, level) for level in Level)
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is looked at: the user's files, environment, and the proxy of a port."""
+    """What is looked at: the user's files, environment, and the proxy of a port, as it answers."""
 
     places: Places
     accounts_file: Path | None
     environ: Mapping[str, str]
     wall_now: float
+    proxy: api.Health | api.Missing
 
 
 def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print what was found. Returns 1 where something does not work, else 0."""
-    setup = Setup(Places.usual(port), named, environ, time.time())
+    setup = Setup(Places.usual(port), named, environ, time.time(), api.probe(port))
     # Whoever reads a pipe wants a line a finding.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     findings: list[Finding] = []
@@ -108,7 +126,7 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
             new = list(check(setup))
         except Exception as error:  # one thing that cannot be looked at hides no other
             name = check.__name__.strip("_")
-            new = [Finding(Level.NOTE, name, f"could not be looked at ({type(error).__name__})")]
+            new = [_note(name, f"could not be looked at ({type(error).__name__})")]
         new = [one for one in new if not _is_known(one, findings)]
         findings += new
         if not as_json:
@@ -161,8 +179,8 @@ def _summary(findings: Sequence[Finding]) -> str:
 
 def _versions(_setup: Setup) -> Iterator[Finding]:
     here = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
-    yield Finding(Level.OK, "python", f"{here}: {sys.executable}")
-    yield Finding(Level.OK, "account-pool", f"{__version__}: {Path(__file__).parents[1]}")
+    yield _ok("python", f"{here}: {sys.executable}")
+    yield _ok("account-pool", f"{__version__}: {Path(__file__).parents[1]}")
     try:
         requirements = metadata.requires(_PACKAGE) or ()
     except metadata.PackageNotFoundError:
@@ -174,13 +192,12 @@ def _versions(_setup: Setup) -> Iterator[Finding]:
         try:
             version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
-            yield Finding(Level.BAD, wanted.name, "is not installed", remedy)
+            yield _bad(wanted.name, "is not installed", remedy)
             continue
         if not wanted.specifier.contains(Version(version), prereleases=True):
-            text = f"{version} is installed, {wanted.specifier} is needed"
-            yield Finding(Level.BAD, wanted.name, text, remedy)
+            yield _bad(wanted.name, f"{version} is installed, {wanted.specifier} is needed", remedy)
         elif wanted.name == "mitmproxy":
-            yield Finding(Level.OK, "mitmproxy", version)
+            yield _ok("mitmproxy", version)
 
 
 def _accounts(setup: Setup) -> Iterator[Finding]:
@@ -189,32 +206,34 @@ def _accounts(setup: Setup) -> Iterator[Finding]:
         loaded = read_accounts(found, setup.environ)
     except ConfigError as error:
         for line in str(error).splitlines():
-            yield Finding(Level.BAD, "accounts", line)
+            yield _bad("accounts", line)
         return
-    where = shown(loaded.path) if loaded.path else "the environment"
-    if (added := added_file(loaded)) is not None:
-        where += f", and {shown(added)}"
-    number = len(loaded.accounts)
-    if not number:
+    added = added_file(loaded)
+    also = "" if added is None else f", and {shown(added)}"
+    if not loaded.accounts:
         nowhere = "there is no accounts file, and no key in the environment"
-        none = f"{where} has none" if loaded.path else nowhere
-        yield Finding(Level.BAD, "accounts", none, how_to_add())
+        none = f"{shown(loaded.path)}{also} has none" if loaded.path else nowhere
+        yield _bad("accounts", none, how_to_add())
         return
-    noun = "account" if number == 1 else "accounts"
-    yield Finding(Level.OK, "accounts", f"{number} {noun} of {where}")
+    yield _ok("accounts", counted(len(loaded.accounts), loaded.path) + also)
     for warning in loaded.warnings:
-        yield Finding(Level.NOTE, "accounts", str(warning))
+        yield _note("accounts", str(warning))
     reviewed = review(loaded, wall_now=setup.wall_now)
-    yield from _credentials(loaded, {problem.key for problem in reviewed.unreadable})
+    file = shown(loaded.path) if loaded.path else "the environment"
+    files = {entry.account.key: file for entry in loaded.accounts}
+    if added is not None:
+        main = (entry.account.key for entry in read_main(found, setup.environ).accounts)
+        files = {**dict.fromkeys(files, shown(added)), **dict.fromkeys(main, file)}
+    yield from _credentials(loaded, {problem.key for problem in reviewed.unreadable}, files)
     held = _held_by_proxy(setup) if reviewed.unreadable else frozenset()
     for problem in reviewed.unreadable:
         if problem.key in held:
             text = f"{problem.key}: {problem.wrong} here; the proxy that runs has it"
-            yield Finding(Level.OK, "credential", text)
+            yield _ok("credential", text)
         else:
-            yield Finding(Level.BAD, "credential", str(problem))
+            yield _bad("credential", str(problem))
     for problem in reviewed.notices:
-        yield Finding(Level.NOTE, "credential", str(problem))
+        yield _note("credential", str(problem))
     yield from _notifications(setup, loaded)
     yield from _bypasses(setup, loaded)
 
@@ -225,37 +244,44 @@ def _notifications(setup: Setup, loaded: Config) -> Iterator[Finding]:
         try:
             target = written.read(setup.environ) if isinstance(written, FromVariable) else written
         except Wrong as error:
-            yield Finding(Level.NOTE, "notify", error.wrong, error.remedy)
+            yield _note("notify", error.wrong, error.remedy)
             continue
         name = target.shown if target == written else f"{written.shown}: {target.shown}"
         program = program_of(target, sys.platform)
         if program is None or which(program, path=setup.environ.get("PATH")):
-            yield Finding(Level.OK, "notify", name)
+            yield _ok("notify", name)
             continue
         package = "libnotify-bin, or its like" if program == NOTIFY_SEND else "it"
         text = f"{name}: the program is not on the PATH"
-        yield Finding(Level.NOTE, "notify", text, f"install {package}, or write its full path")
+        yield _note("notify", text, f"install {package}, or write its full path")
 
 
-def _credentials(loaded: Config, unreadable: Collection[str]) -> Iterator[Finding]:
-    """Say of each account that has a credential where that is, and how long it is good."""
+def _credentials(
+    loaded: Config, unreadable: Collection[str], files: Mapping[AccountKey, str]
+) -> Iterator[Finding]:
+    """Say of each account that has a credential where that is, and how long it is good.
+
+    *files*: where each account is written.
+    """
     good = [entry for entry in loaded.accounts if str(entry.account.key) not in unreadable]
     for entry in good[:_MAX_LISTED]:
-        text = f"{entry.account.key}: {entry.source.describe()}"
+        is_written = isinstance(entry.source, ValueSource | OAuthSource)
+        place = files[entry.account.key] if is_written else entry.source.describe()
+        text = f"{entry.account.key}: {place}"
         if not entry.account.enabled:
             text += ", off (enabled: false)"
         else:
             with suppress(CredentialError):
-                reading = entry.source.reading_now()
+                reading = entry.source.read_now()
                 if reading is None:
                     text += ", read when the proxy starts"
                 elif reading.expires_at is not None:
                     until = datetime.fromtimestamp(reading.expires_at, UTC)
                     text += f", until {until:%Y-%m-%d %H:%M} UTC"
-        yield Finding(Level.OK, "credential", text)
+        yield _ok("credential", text)
     if len(good) > _MAX_LISTED:
         more = f"{len(good) - _MAX_LISTED} more, which `{command()} list` shows"
-        yield Finding(Level.OK, "credential", more)
+        yield _ok("credential", more)
 
 
 def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
@@ -269,7 +295,7 @@ def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
         if value and without_hosts(value, hosts) != value:
             text = f"{name} leads past the pool to hosts of your accounts"
             remedy = f"`{command()} run` takes that out for its tool; elsewhere correct it"
-            yield Finding(Level.NOTE, "environment", text, remedy)
+            yield _note("environment", text, remedy)
     for name in PROXY_VARIABLES:
         value = setup.environ.get(name, "")
         if value and not is_proxy(value, own):
@@ -278,59 +304,50 @@ def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
                 f"`{command()} run` replaces it for its tool; if the proxy itself must use it, "
                 'write mode: ["upstream:http://HOST:PORT"] into ~/.mitmproxy/config.yaml'
             )
-            yield Finding(Level.NOTE, "environment", text, remedy)
+            yield _note("environment", text, remedy)
     for name in (*BUNDLE_VARIABLES, *EXTRA_VARIABLES):
         value = setup.environ.get(name, "")
-        if value and not Path(value).expanduser().is_file():
+        if value and not expanded(value).is_file():
             text = f"{name} names {value}, which is not a file"
-            yield Finding(Level.NOTE, "environment", text, "correct it or unset it")
+            yield _note("environment", text, "correct it or unset it")
 
 
 def _proxy(setup: Setup) -> Iterator[Finding]:
-    port = setup.places.port
-    found = api.probe(port)
+    port, found = setup.places.port, setup.proxy
     if found is api.Missing.NOBODY:
         text = f"none at {HOST}:{port}"
         if others := running_ports(setup.places.confdir):
             text += f"; `{command()} run` has one at port {' and '.join(map(str, others))}"
-        remedy = (
-            f"`{command()} run` starts one when it is needed, `{command()} serve` one that stays"
-        )
-        yield Finding(Level.OK, "proxy", text, remedy)
+        run, serve = f"`{command()} run`", f"`{command()} serve`"
+        yield _ok("proxy", text, f"{run} starts one when it is needed, {serve} one that stays")
         return
     if not isinstance(found, api.Health):
-        said = {
-            api.Missing.SILENT: "accepts connections and does not answer",
-            api.Missing.OTHER: "is used by something that is not the pool",
-        }[found]
         by = " and ".join(map(str, listeners(port)))
-        said += f": {by}" if by else ""
+        said = f"{HOST}:{port} {found}" + (f": {by}" if by else "")
         shows = f" ({_who_listens(port)} shows which program it is)" if not by else ""
-        remedy = f"end it{shows}, or use another --port"
-        yield Finding(Level.BAD, "proxy", f"{HOST}:{port} {said}", remedy)
+        yield _bad("proxy", said, f"end it{shows}, or use another --port")
         return
     try:
         value = api.ask(port, "/health")
     except api.NoAnswer as error:
-        yield Finding(Level.BAD, "proxy", str(error))
+        yield _bad("proxy", str(error))
         return
     version = value.get("version")
     source = shown(found.accounts_file) if found.accounts_file else "the environment"
     text = f"{HOST}:{port} serves accounts of {source}, version {version}"
     if version != __version__:
-        remedy = f"start it again: this is {__version__}"
-        yield Finding(Level.NOTE, "proxy", text, remedy)
+        yield _note("proxy", text, f"start it again: this is {__version__}")
     else:
-        yield Finding(Level.OK, "proxy", text)
+        yield _ok("proxy", text)
     if (other := _other_file(setup, found.accounts_file)) is not None:
         text = f"it does not serve those of {shown(other)}, which commands here would use"
         remedy = f"end it and start it here, or use it as it is with `{command()} run --join`"
-        yield Finding(Level.NOTE, "proxy", text, remedy)
+        yield _note("proxy", text, remedy)
     yield from _reachable(port)
     for target in value.get("notify", ()):
         if target.get("problem"):
             text = f"{target['target']}: the last notification did not arrive: {target['problem']}"
-            yield Finding(Level.BAD, "notify", text, "the next one tries again")
+            yield _bad("notify", text, "the next one tries again")
     yield from _states(port)
 
 
@@ -343,11 +360,10 @@ def _reachable(port: int) -> Iterator[Finding]:
             "without need, start it without --listen-host; with need, set proxyauth: "
             "pool_allow_remote lets everybody in"
         )
-        yield Finding(Level.NOTE, "proxy", text, remedy)
+        yield _note("proxy", text, remedy)
     others = [one for one in running_ports(Places.usual(port).confdir) if one != port]
     if others:
-        text = f"`{command()} run` has others at port {' and '.join(map(str, others))}"
-        yield Finding(Level.OK, "proxy", text)
+        yield _ok("proxy", f"`{command()} run` has others at port {' and '.join(map(str, others))}")
 
 
 def _upstream(setup: Setup) -> Iterator[Finding]:
@@ -369,9 +385,9 @@ def _upstream(setup: Setup) -> Iterator[Finding]:
         except (OSError, UnicodeError) as error:
             text = f"requests leave by {name}, which cannot be reached ({_why(error)})"
             remedy = f"correct mode in {shown(setup.places.confdir / 'config.yaml')}"
-            yield Finding(Level.BAD, "upstream", text, remedy)
+            yield _bad("upstream", text, remedy)
         else:
-            yield Finding(Level.OK, "upstream", f"requests leave by {name}, which is there")
+            yield _ok("upstream", f"requests leave by {name}, which is there")
 
 
 def _why(error: Exception) -> str:
@@ -385,11 +401,11 @@ def _service(setup: Setup) -> Iterator[Finding]:
     if not service.file.exists():
         return
     text = f"{service.what}: {shown(service.file)}"
-    if isinstance(api.probe(plan.port), api.Health):
-        yield Finding(Level.OK, "service", text)
+    if isinstance(setup.proxy, api.Health):
+        yield _ok("service", text)
     else:
         remedy = f"see {service.log}; `{command()} service install` starts it anew"
-        yield Finding(Level.BAD, "service", f"{text}, and no proxy answers", remedy)
+        yield _bad("service", f"{text}, and no proxy answers", remedy)
 
 
 def _who_listens(port: int) -> str:
@@ -414,14 +430,13 @@ def _held_by_proxy(setup: Setup) -> Collection[str]:
 
     Variables of the shell that started it need not be set in this one.
     """
-    port = setup.places.port
-    found = api.probe(port)
+    found = setup.proxy
     if not isinstance(found, api.Health) or found.accounts_file is None:
         return frozenset()
     if _other_file(setup, found.accounts_file) is not None:
         return frozenset()
     try:
-        accounts = api.accounts(port)["accounts"]
+        accounts = api.accounts(setup.places.port)["accounts"]
     except api.NoAnswer:
         return frozenset()
     return {one["key"] for one in accounts if one["state"] not in _WITHOUT}
@@ -431,117 +446,126 @@ def _states(port: int) -> Iterator[Finding]:
     try:
         value = api.accounts(port)
     except api.NoAnswer as error:
-        yield Finding(Level.NOTE, "proxy", str(error))
+        yield _note("proxy", str(error))
         return
     for account in value["accounts"]:
         key, reason = account["key"], account["reason"]
         if account["state"] == "disabled" and reason == BY_HAND:
             remedy = f"`{command()} enable {key}` puts it back in use"
-            yield Finding(Level.NOTE, "account", f"{key} was disabled {reason}", remedy)
+            yield _note("account", f"{key} was disabled {reason}", remedy)
         elif account["state"] == "disabled":
             remedy = f"`{command()} enable {key}` once that is mended"
-            yield Finding(Level.BAD, "account", f"{key} is disabled: {reason}", remedy)
+            yield _bad("account", f"{key} is disabled: {reason}", remedy)
         elif account["state"] == "no_credential":
-            yield Finding(Level.BAD, "account", f"{key} has no credential: {reason}")
+            yield _bad("account", f"{key} has no credential: {reason}")
     for warning in value.get("warnings", ()):
-        yield Finding(Level.NOTE, "proxy", str(warning))
+        yield _note("proxy", str(warning))
 
 
 def _certificate(setup: Setup) -> Iterator[Finding]:
     path = setup.places.authority
     if not path.is_file():
-        text = f"{shown(path)} does not exist yet; the first start makes it"
-        yield Finding(Level.OK, "certificate", text)
+        yield _ok("certificate", f"{shown(path)} does not exist yet; the first start makes it")
         return
     from cryptography import x509  # noqa: PLC0415 - takes a while
 
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    remedy = REMAKE.format(shown(path.parent))
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        yield _bad("certificate", f"{shown(path)} holds no certificate", remedy)
+        return
     left_s = certificate.not_valid_after_utc.timestamp() - setup.wall_now
     until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-    remedy = f"remove {shown(path.parent)}/mitmproxy-ca* and start the proxy again"
     if left_s < 0:
         text = f"{shown(path)} ended on {until}, unless this machine's clock is wrong"
-        yield Finding(Level.BAD, "certificate", text, remedy)
+        yield _bad("certificate", text, remedy)
     elif left_s < _SOON_S:
-        yield Finding(Level.NOTE, "certificate", f"{shown(path)} ends on {until}", remedy)
+        yield _note("certificate", f"{shown(path)} ends on {until}", remedy)
     else:
-        yield Finding(Level.OK, "certificate", f"{shown(path)}, until {until}")
+        yield _ok("certificate", f"{shown(path)}, until {until}")
     key = path.with_name("mitmproxy-ca.pem")
-    if key.is_file() and _is_open(key):
+    if key.is_file() and is_open(key):
         text = f"others can read {shown(key)}, and with it what your tools send"
-        yield Finding(Level.BAD, "certificate", text, f"chmod 600 {key}")
-    trusting = ca.trusting(path, setup.environ)
+        yield _bad("certificate", text, f"chmod 600 {key}")
+    stores = trusting(path, setup.environ)
     text = (
-        f"programs that use {' or '.join(trusting)} trust it"
-        if trusting
+        f"programs that use {' or '.join(stores)} trust it"
+        if stores
         else f"no program trusts it by itself; `{command()} run` and `{command()} env` let their "
         "tools do so"
     )
-    yield Finding(Level.OK, "certificate", text)
+    yield _ok("certificate", text)
 
 
 def _clock(setup: Setup) -> Iterator[Finding]:
     """A clock that was never set is behind files that were written before."""
     places = setup.places
     files = (places.authority, places.confdir / STATE_FILE, Path(__file__))
-    newest = max((path for path in files if path.exists()), key=_written_at)
-    if _written_at(newest) > setup.wall_now + _CLOCK_S:
-        written = datetime.fromtimestamp(_written_at(newest), UTC)
+    written_at, newest = max((path.stat().st_mtime, path) for path in files if path.exists())
+    if written_at > setup.wall_now + _CLOCK_S:
+        written = datetime.fromtimestamp(written_at, UTC)
         now = datetime.fromtimestamp(setup.wall_now, UTC)
         text = (
             f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, but {shown(newest)} was written "
             f"{written:%Y-%m-%d %H:%M} UTC"
         )
         remedy = "set it: certificates are refused, and resets and logins end at the wrong time"
-        yield Finding(Level.BAD, "clock", text, remedy)
+        yield _bad("clock", text, remedy)
 
 
-def _written_at(path: Path) -> float:
-    return path.stat().st_mtime
+_KEPT_IN = {"engine": "an engine", "memory": "memory", "file": "a file"}
+
+
+def _used_store(setup: Setup) -> Mapping[str, Any]:
+    """Return what the proxy that runs says of what keeps its state; nothing without one."""
+    if isinstance(setup.proxy, api.Health):
+        with suppress(api.NoAnswer):  # of an older version
+            store = api.ask(setup.places.port, "/proxies").get("store")
+            return store if isinstance(store, dict) and isinstance(store.get("kind"), str) else {}
+    return {}
 
 
 def _state(setup: Setup) -> Iterator[Finding]:
-    confdir = setup.places.confdir
+    confdir, loaded = setup.places.confdir, None
+    with suppress(ConfigError):  # which is a finding of its own
+        loaded = read_accounts(find(setup.accounts_file, setup.environ), setup.environ)
+    option, used = state_of(loaded, str(confdir)), _used_store(setup)
+    path = database_path(option, str(confdir))
+    kind = "engine" if is_url(option) else "memory" if path is None else "file"
+    if problem := used.get("problem"):
+        yield _bad("state", f"the proxy that runs: {problem}")
+    if (its := used.get("kind", kind)) != kind:
+        # Named on its command line, perhaps: what is found here says nothing of it.
+        at = f" at {used['server']}" if used.get("server") else ""
+        where = f"{_KEPT_IN.get(its, its)}{at}"
+        text = f"the proxy that runs keeps it in {where}; here {_KEPT_IN[kind]} is configured"
+        remedy = "start it again if that was changed, or name it in accounts.yaml and not by --set"
+        yield _note("state", text, remedy)
+        return
+    for fact in look_at(option, str(confdir)):
+        yield Finding(Level(fact.level), "state", fact.text, fact.remedy)
+    if is_url(option):
+        return
+    if confdir.exists() and not confdir.is_dir():
+        text = f"{shown(confdir)} is not a directory, and no proxy can start"
+        yield _bad("state", text, "move it away, or name another directory as confdir")
+        return
     if not confdir.exists():
-        yield Finding(Level.OK, "state", f"{shown(confdir)} does not exist yet")
+        above = next(path for path in confdir.absolute().parents if path.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            text = f"{shown(confdir)} does not exist, and cannot be made in {shown(above)}"
+            yield _bad("state", text, "make it, or name another directory as confdir")
+            return
+        yield _ok("state", f"{shown(confdir)} does not exist yet")
         return
     if not os.access(confdir, os.W_OK):
         text = f"{shown(confdir)} cannot be written, and nothing is kept over a restart"
-        yield Finding(Level.BAD, "state", text, f"correct its owner and mode (700): {confdir}")
-    option: Any = mitmproxy_config(str(confdir)).get("pool_state")
-    path = Path(str(option)).expanduser() if option else confdir / STATE_FILE
-    if str(option) == "memory:":
-        yield Finding(Level.NOTE, "state", "pool_state is memory: nothing is kept over a restart")
-        return
-    if not path.exists():
-        yield Finding(Level.OK, "state", f"{shown(path)} does not exist yet")
-        return
-    if not path.is_file():
-        text = f"{shown(path)} is not a file, and nothing is kept over a restart"
-        yield Finding(Level.BAD, "state", text, "move it away, or name a file with pool_state")
-        return
-    if _is_open(path):
-        yield Finding(Level.BAD, "state", f"others can read {shown(path)}", f"chmod 600 {path}")
-    if not os.access(path, os.W_OK):
-        text = f"{shown(path)} cannot be written"
-        yield Finding(Level.BAD, "state", text, f"correct its owner and mode (600): {path}")
-        return
-    # Only read: a proxy may be writing to it.
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
-            (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        said = str(error)
-    if said == "ok":
-        yield Finding(Level.OK, "state", f"{shown(path)}, {path.stat().st_size:,} bytes")
+        yield _bad("state", text, f"correct its owner and mode (700): {confdir}")
+    if path is None:
+        yield _note("state", "pool_state is memory: nothing is kept over a restart")
     else:
-        remedy = "stop the proxy and move the file away; logins in it must log in again"
-        yield Finding(Level.BAD, "state", f"{shown(path)} is damaged ({said})", remedy)
-
-
-def _is_open(path: Path) -> bool:
-    return os.name == "posix" and bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+        yield from (Finding(Level(f.level), "state", f.text, f.remedy) for f in look_at_file(path))
 
 
 CHECKS: tuple[Callable[[Setup], Iterator[Finding]], ...] = (

@@ -1,17 +1,27 @@
-"""Which variables a tool gets: proxy, trust, a key. Pure: values in, variables out.
+"""Which variables a tool gets: proxy, trust, a key; and `account-pool env`, which prints them.
 
-Each ecosystem has a variable of its own for the authorities it trusts, and most of them
-*replace* the system's list: these get a bundle of both. The few that add to it get
-mitmproxy's certificate. Tested with the tools themselves where a row says "measured".
+Values in, variables out, but for `print_env`. Which variables name certificates: `certificates.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import os
+import shlex
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from urllib.parse import quote
+from pathlib import PurePath
+from urllib import parse
 
+import shellingham
+
+from account_pool.cli import api
+from account_pool.cli.accounts import pool_with
+from account_pool.cli.arguments import Shell
+from account_pool.cli.certificates import BUNDLE_VARIABLES, EXTRA_VARIABLES, Trust, write_trust
+from account_pool.cli.output import note
+from account_pool.cli.places import Places
+from account_pool.core.account import AccountKey
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 
@@ -21,25 +31,6 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 #: Hosts that are reached without it.
 NO_PROXY_VARIABLES = ("NO_PROXY", "no_proxy")
 
-#: These replace what a tool trusts, so that they need the system's authorities as well.
-BUNDLE_VARIABLES: Mapping[str, str] = {
-    "SSL_CERT_FILE": "OpenSSL, Rust, Go, httpx: Claude Code, Codex, Copilot CLI, SDKs (measured)",
-    "REQUESTS_CA_BUNDLE": "Python requests",
-    "CURL_CA_BUNDLE": "curl (measured)",
-    "GIT_SSL_CAINFO": "git over https",
-    "CODEX_CA_CERTIFICATE": "Codex; comes before SSL_CERT_FILE there (measured)",
-    "AWS_CA_BUNDLE": "AWS CLI and SDKs",
-    "PIP_CERT": "pip",
-    "CARGO_HTTP_CAINFO": "cargo",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "gRPC",
-    "HTTPLIB2_CA_CERTS": "Python httplib2",
-    "NIX_SSL_CERT_FILE": "programs of Nix",
-}
-#: These add to what a tool trusts.
-EXTRA_VARIABLES: Mapping[str, str] = {
-    "NODE_EXTRA_CA_CERTS": "Node: Gemini CLI needs it (measured)",
-    "DENO_CERT": "Deno",
-}
 #: Node 24's own fetch reads the proxy variables only with it.
 SWITCHES = {"NODE_USE_ENV_PROXY": "1"}
 
@@ -51,19 +42,6 @@ ALL_VARIABLES = (
     *EXTRA_VARIABLES,
     *SWITCHES,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
-    """The files of certificates a tool is given.
-
-    Attributes:
-        bundle: the system's authorities and mitmproxy's.
-        extra: mitmproxy's, and what the user's own NODE_EXTRA_CA_CERTS named.
-    """
-
-    bundle: Path
-    extra: Path
 
 
 def variables(
@@ -88,7 +66,7 @@ def variables(
 
 def proxy_url(url: str, accounts: Iterable[str]) -> str:
     """Return *url* of the proxy with *accounts* as the user name, by which they alone serve."""
-    user = quote(",".join(accounts), safe="")
+    user = parse.quote(",".join(accounts), safe="")
     # Some clients send no user name without a password, which says nothing here.
     return url.replace("://", f"://{user}:pool@", 1) if user else url
 
@@ -300,3 +278,112 @@ def missing(tool: str, providers: Collection[str]) -> str | None:
     if tool == "codex":
         return "codex may have a login in the keychain, as its config.toml says: it is left to it"
     return f"{tool} is not logged in and does not accept a placeholder; log in with it once"
+
+
+# -- `account-pool env`: the variables in the words of a shell: set, unset, quoted
+
+
+_BY_NAME = {shell.value: shell for shell in Shell}
+#: Others that read the same language.
+_LIKE = {"sh": Shell.BASH, "dash": Shell.BASH, "ksh": Shell.BASH, "pwsh": Shell.POWERSHELL}
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How a shell says it: {name}, {value} quoted already, {command} that prints it."""
+
+    set: str
+    unset: str
+    use: str
+
+
+_POSIX = _Words("export {name}={value}", "unset {name}", 'eval "$({command})"')
+_WORDS = {
+    Shell.BASH: _POSIX,
+    Shell.ZSH: _POSIX,
+    Shell.FISH: _Words("set -gx {name} {value}", "set -e {name}", "{command} | source"),
+    Shell.POWERSHELL: _Words(
+        "$env:{name} = {value}",
+        "Remove-Item Env:{name} -ErrorAction SilentlyContinue",
+        "{command} | Out-String | Invoke-Expression",
+    ),
+}
+
+
+def set_lines(shell: Shell, variables: Mapping[str, str]) -> list[str]:
+    """Return one line for each variable that sets it for the shell and its children."""
+    words = _WORDS[shell].set
+    return [words.format(name=n, value=quote(shell, value)) for n, value in variables.items()]
+
+
+def unset_lines(shell: Shell, names: Iterable[str]) -> list[str]:
+    """Return one line for each name that removes it; without an error where it is not set."""
+    return [_WORDS[shell].unset.format(name=name) for name in names]
+
+
+def hint(shell: Shell, command: str) -> str:
+    """Return the comment that says how to use what *command* prints."""
+    return f"# use it: {_WORDS[shell].use.format(command=command)}"
+
+
+def quote(shell: Shell, text: str) -> str:
+    """Return *text* as one word of *shell* that stands for itself."""
+    match shell:
+        case Shell.BASH | Shell.ZSH:
+            return shlex.quote(text)
+        case Shell.FISH:
+            # Between single quotes fish knows two escapes, and no others.
+            return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        case Shell.POWERSHELL:
+            # PowerShell takes typographic quotes for quotes.
+            return "'" + "".join(c * 2 if c in "'‘’‚‛" else c for c in text) + "'"  # noqa: RUF001
+
+
+def named(name: str) -> Shell | None:
+    """Return the shell of that *name* or path, None if it is none of ours."""
+    short = PurePath(name.replace("\\", "/")).name.lower().removesuffix(".exe").lstrip("-")
+    return _LIKE.get(short) or _BY_NAME.get(short)
+
+
+def detect(environ: Mapping[str, str]) -> Shell:
+    """Return the shell that called us; where it cannot be seen, the user's usual one."""
+    try:
+        found = named(shellingham.detect_shell()[0])
+    except (shellingham.ShellDetectionFailure, OSError):
+        found = None
+    usual = named(environ.get("SHELL", ""))
+    return found or usual or (Shell.POWERSHELL if os.name == "nt" else Shell.BASH)
+
+
+def print_env(
+    port: int,
+    shell: Shell | None,
+    environ: Mapping[str, str],
+    *,
+    unset: bool,
+    accounts: Sequence[AccountKey] = (),
+) -> int:
+    """Print what sets the variables, or removes them. Returns 0. Raises OSError, NoAnswer.
+
+    A proxy need not run yet: the line on stderr then says so, and the variables stand. By the
+    *accounts* alone tools are served, if there are any.
+    """
+    shell = shell or detect(environ)
+    if unset:
+        # What NO_PROXY held was the user's own.
+        names = [name for name in ALL_VARIABLES if name not in NO_PROXY_VARIABLES]
+        lines = unset_lines(shell, names)
+    else:
+        places = Places.usual(port)
+        trust = write_trust(places, environ)
+        hosts = [rule for name in BUILT_IN for rule in BUILT_IN.hosts(name)]
+        url = proxy_url(places.url, map(str, accounts))
+        lines = set_lines(shell, variables(url, trust, hosts, environ))
+        if not isinstance(api.probe(port), api.Health):
+            note(api.no_proxy(port))
+        elif accounts:
+            pool_with(port, accounts)
+    if sys.stdout.isatty():
+        lines.append(hint(shell, f"account-pool env{' --unset' if unset else ''}"))
+    print("\n".join(lines))
+    return 0

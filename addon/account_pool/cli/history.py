@@ -1,4 +1,4 @@
-"""`account-pool usage`, `decisions` and `logs`: what a proxy has served, decided and said."""
+"""`account-pool usage`, `requests`, `decisions` and `logs`: what a proxy has served and said."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlencode
@@ -19,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from account_pool.cli import api
-from account_pool.cli.output import fail, money, note, show, show_json
+from account_pool.cli.output import Failed, fail, money, note, show, show_json, table
 from account_pool.cli.places import Places
 from account_pool.cli.processes import running_ports
+from account_pool.cli.status_view import percent
 from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration
+from account_pool.named_file import require_file
 
 #: What usage can be summed by: `group` of GET /usage.
 GROUPS = ("account", "provider", "model", "day", "hour", "tool")
@@ -31,7 +35,9 @@ GROUPS = ("account", "provider", "model", "day", "hour", "tool")
 AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 #: Columns that are there where one has something in it, and what they are called.
 COSTS = {"cost_usd": "cost", "saved_usd": "saved", "premium_requests": "premium"}
-#: Seconds between two questions of `decisions --follow`.
+#: Decisions that are known again when they come again.
+_REMEMBERED = 5_000
+#: Seconds between two questions of `--follow`.
 _EVERY_S = 1.0
 
 
@@ -40,14 +46,13 @@ def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, a
 
     *which* are parameters of GET /usage: days, from, to, account, model, tool.
     """
-    try:
-        value = api.ask(port, f"/usage?{urlencode({**which, 'group': by})}")
-    except api.NoAnswer as error:
-        return fail(error)
-    sums = value.get("groups", [])
+    value = api.ask(port, f"/usage?{urlencode({**which, 'group': by})}")
+    sums, problem = value.get("groups", []), value.get("problem")
+    if problem:
+        note(_partial(problem))
     if as_json:
         days = {"days": int(which["days"])} if "days" in which else {}
-        show_json({"by": by, **which, **days, "usage": sums})
+        show_json({"by": by, **which, **days, "usage": sums, "problem": problem})
     elif as_csv:
         columns = (by, *AMOUNTS, *COSTS, "unpriced_requests")
         writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
@@ -60,6 +65,11 @@ def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, a
     else:
         note(f"nothing was served{_asked(which)}")
     return 0
+
+
+def _partial(problem: str) -> str:
+    """Say that only a part is shown."""
+    return f"{problem}; only what this proxy itself knows is shown"
 
 
 #: What narrows usage, in the order in which it is said.
@@ -100,25 +110,25 @@ def show_left(port: int, account: str | None, *, as_json: bool) -> int:
     """
     body = {} if account is None else {"provider": account}
     if account is not None and "/" in account:
-        try:
-            key = AccountKey.parse(account)
-        except ValueError as error:
-            return fail(error)
+        key = _key(account)
         body = {"provider": key.provider, "label": key.label}
-    try:
-        value = api.change(port, "/usage/refresh", body)
-    except api.NoAnswer as error:
-        return fail(error)
+    value = api.change(port, "/usage/refresh", body)
     if as_json:
         show_json(value)
         return 0
-    table = Table(box=None, pad_edge=False)
-    for title in ("account", "left", "reported"):
-        table.add_column(title, overflow="fold")
+    shown = table("account", "left", "reported")
     for one in value["accounts"]:
-        table.add_row(one["key"], _left(one["headroom"]), _reported(one["look_up"]))
-    show(table, Console(highlight=False))
+        shown.add_row(one["key"], _left(one["headroom"]), _reported(one["look_up"]))
+    show(shown)
     return 0
+
+
+def _key(account: str) -> AccountKey:
+    """Return the account that somebody has named. Raises Failed."""
+    try:
+        return AccountKey.parse(account)
+    except ValueError as error:
+        raise Failed(str(error)) from None
 
 
 def _left(windows: Iterable[Mapping[str, Any]]) -> str:
@@ -126,7 +136,7 @@ def _left(windows: Iterable[Mapping[str, Any]]) -> str:
     parts = []
     for one in windows:
         of_model = f" {one['model']}" if one["model"] not in (None, one["window"]) else ""
-        parts.append(f"{one['window']}{of_model} {int(one['remaining'] * 100 + 1e-9)}%")
+        parts.append(f"{one['window']}{of_model} {percent(one['remaining'])}")
     return ", ".join(parts) or "-"
 
 
@@ -181,36 +191,75 @@ def show_decisions(
 
     As JSON: one object a line, so that what follows can be read as it comes.
     """
-    since, shown = 0, 0
+    since: int | None = None
+    seen, proxies, is_alone = dict[object, None](), set[object](), False
+    own = cache(lambda: api.name(port))
+    key = str(_key(account)) if account else None
+    wanted = {name: value for name, value in (("account", key), ("kind", kind)) if value}
     try:
-        key = str(AccountKey.parse(account)) if account else None
-        wanted = {name: value for name, value in (("account", key), ("kind", kind)) if value}
         while True:
-            query = urlencode({"limit": lines, "since": since, **wanted})
-            value = api.ask(port, f"/decisions?{query}")
-            found = value.get("decisions", [])
-            shown += len(found)
+            query = urlencode({"limit": lines, "since": since or 0, **wanted})
+            path = f"/decisions?{query}"
+            value = api.ask(port, path) if since is None else _ask_until_answered(port, path)
+            if value.get("alone") and not is_alone:
+                note("the state cannot be read now: what other proxies decide is missing")
+            is_alone = bool(value.get("alone"))
+            # Some come again: those that the store has not got.
+            found = [row for row in value.get("decisions", []) if row.get("id") not in seen]
+            # An older proxy reports neither.
+            seen.update((row["id"], None) for row in found if "id" in row)
+            proxies |= {row.get("proxy") for row in found}
+            for old in list(islice(seen, max(len(seen) - _REMEMBERED, 0))):
+                del seen[old]
+            named = is_named(proxies, own)
             for decision in reversed(found):
-                print(json.dumps(decision) if as_json else _line(decision), flush=True)
+                line = _line(decision, named=named)
+                print(json.dumps(decision) if as_json else line, flush=True)
             if not follow:
-                if not shown:
+                if not found:
                     about = (f" about {key}" if key else "") + (f" of kind {kind}" if kind else "")
-                    note(f"no decision{about} since the proxy started")
+                    note(f"no decision{about} so far")
                 return 0
-            # A proxy that was started again counts from 1.
             since = value.get("next", 0)
             lines = 1000
             time.sleep(_EVERY_S)
-    except (api.NoAnswer, ValueError) as error:
-        return fail(error)
     except KeyboardInterrupt:
         # The usual way to leave it.
         return 0
 
 
-def _line(decision: Mapping[str, Any]) -> str:
+def _ask_until_answered(port: int, path: str) -> Mapping[str, Any]:
+    """Return what the proxy answers, however long it takes: it may be started again just now.
+
+    Why it does not is said once.
+    """
+    said = set[str]()
+    while True:
+        try:
+            return api.ask(port, path)
+        except api.NoAnswer as error:
+            if (why := str(error)) not in said:
+                note(why)
+                said.add(why)
+        time.sleep(_EVERY_S)
+
+
+def is_named(proxies: Iterable[object], own: Callable[[], str]) -> bool:
+    """Say whether decisions of those *proxies* name theirs: not all are of the one asked.
+
+    *own* returns the name of that one, "" where it is not known.
+    """
+    names = {str(name) for name in proxies if name}  # an older proxy names none
+    if len(names) != 1:
+        return len(names) > 1
+    # What follows its host and port is the number of a worker.
+    return own() not in ("", names.pop().partition("/")[0])
+
+
+def _line(decision: Mapping[str, Any], *, named: bool) -> str:
     at = datetime.fromisoformat(decision["at"]).astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S} {decision['text']}"
+    proxy = f"[{decision['proxy']}] " if named and "proxy" in decision else ""
+    return f"{at:%Y-%m-%d %H:%M:%S} {proxy}{decision['text']}"
 
 
 _LOOK_S = 0.2
@@ -263,6 +312,7 @@ def _is_telling(line: str) -> bool:
 
 
 def _open(log: Path) -> TextIO:
+    require_file(log)
     return log.open(encoding="utf-8", errors="replace")
 
 
@@ -281,3 +331,122 @@ def _print(texts: Iterable[str]) -> None:
 def _set_aside(file: TextIO, log: Path) -> bool:
     """Say whether *file* is not the log any more: it grew large, and a proxy started."""
     return log.exists() and not os.path.samestat(os.fstat(file.fileno()), log.stat())
+
+
+# -- requests, a line each
+
+#: What GET /requests returns at once at most.
+_AT_ONCE = 1000
+_AGO = re.compile(r"(\d{1,5})([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+#: Columns whose text stands at the right.
+_RIGHT = frozenset({5, 6, 7, 8})
+
+
+def instant(text: str) -> str:
+    """Return *text*, an instant or how long ago (30m, 24h, 7d), as the REST API takes it.
+
+    Raises ValueError where it is neither.
+    """
+    found = _AGO.fullmatch(text)
+    if found is None:
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{text}: write a day, an instant, or how long ago, such as 2026-08-01, "
+                "2026-08-01T13:00:00Z or 24h (m, h and d)"
+            ) from None
+        return text
+    ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return (datetime.now(UTC) - ago).isoformat(timespec="seconds")
+
+
+def show_requests(
+    port: int, which: Mapping[str, str], *, lines: int, follow: bool, as_json: bool
+) -> int:
+    """Print the last *lines* requests, the newest last, then what comes. Returns 0, or 1.
+
+    As JSON: one object a line. *which* are parameters of GET /requests: from, to, account,
+    model, tool, status.
+    """
+    widths: list[int] = []
+    since: int | None = None
+    noted: str | None = None
+    try:
+        while True:
+            asked = {**which, "limit": min(lines, _AT_ONCE)}
+            if since is not None:
+                asked |= {"since": since, "limit": _AT_ONCE}
+            path = f"/requests?{urlencode(asked)}"
+            value = api.ask(port, path) if since is None else _ask_until_answered(port, path)
+            found = list(reversed(value.get("requests", [])))
+            if problem := value.get("problem"):
+                if not (found or follow):
+                    return fail(problem)
+                if problem != noted:
+                    note(_partial(problem))
+            noted = problem
+            for line in map(json.dumps, found) if as_json else aligned(found, widths):
+                print(line, flush=True)
+            if not follow:
+                if not found:
+                    kept = value.get("kept_days", 0)
+                    why = f"in the last {kept} days" if kept else "pool_requests_kept is 0"
+                    note(f"no such request ({why})")
+                return 0
+            since = value.get("next", 0)
+            if len(found) < _AT_ONCE:
+                time.sleep(_EVERY_S)
+    except KeyboardInterrupt:
+        # The usual way to leave it.
+        return 0
+
+
+def aligned(rows: Iterable[Mapping[str, Any]], widths: list[int]) -> list[str]:
+    """Return a line for each of *rows*; *widths* are those of the columns so far, and grow."""
+    table = [cells(row) for row in rows]
+    for row in table:
+        widths += [0] * (len(row) - len(widths))
+        widths[:] = map(max, widths, map(len, row))
+    return [
+        "  ".join(
+            cell.rjust(width) if n in _RIGHT else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row of GET /requests, in local time."""
+    at = datetime.fromisoformat(row["at"]).astimezone()
+    tokens = row["tokens"]
+    status = (
+        row["status"]
+        if row["http_status"] in (None, 200)
+        else (f"{row['status']} {row['http_status']}")
+    )
+    sent = row["attempts"]
+    return [
+        f"{at:%Y-%m-%d %H:%M:%S}",
+        status,
+        row["account"] or row["provider"],
+        row["model"] or row["endpoint"],
+        row["tool"],
+        f"{sent}x" if sent != 1 else "",
+        "" if tokens["input"] is None else f"{tokens['input']:,}+{tokens['output']:,}",
+        _seconds(row["duration_s"]),
+        _cost(row),
+    ]
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    if row["cost_usd"] is None:
+        return ""
+    shown = money(row["cost_usd"])
+    return f"({shown})" if row["saved"] else shown
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 60 else f"{value // 60:.0f} min {value % 60:.0f} s"

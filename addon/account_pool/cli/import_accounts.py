@@ -20,13 +20,14 @@ from rich.table import Table
 from account_pool.cli.accounts import accounts_of
 from account_pool.cli.import_formats import Contents, recognise
 from account_pool.cli.import_items import Found, Left
-from account_pool.cli.output import fail, note, show, show_json
+from account_pool.cli.output import Failed, fail, note, show, show_json
 from account_pool.config.accounts_file import shown
 from account_pool.config.edit import Entry, add_accounts, require_editable
 from account_pool.config.replace import CannotEdit
 from account_pool.config.review import twin
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.credentials.sources import AccountEntry
+from account_pool.home import named_path
 from account_pool.providers.token_forms import hidden
 
 #: A file of accounts is small; a folder of them has one each.
@@ -38,7 +39,7 @@ _KNOWN = (
 )
 
 
-class CannotImport(Exception):
+class CannotImport(Failed):
     """Nothing can be read there; the text says why and what to do."""
 
 
@@ -83,7 +84,7 @@ class _Plan:
 def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, str]) -> int:
     """Show the accounts in `options.source`, and write them to *path*. Returns the exit code."""
     try:
-        contents = _contents(options.source.expanduser())
+        contents = _contents(named_path(options.source))
         plan = _plan(contents, options, path, environ)
         written = False
         if not options.as_json:
@@ -95,7 +96,7 @@ def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, st
                 note(f"the previous file is kept as {shown(backup)}")
     except KeyboardInterrupt:
         return fail("interrupted; nothing was written", 130)
-    except (CannotImport, CannotEdit, ValueError) as error:
+    except ValueError as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or options.source}: {error.strerror or error}")

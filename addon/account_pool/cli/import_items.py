@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from account_pool.core.credential import Secret
 from account_pool.credentials import vendor_logins
-from account_pool.credentials.reading import instant, written_instant
-from account_pool.credentials.sources import literal
+from account_pool.credentials.sources import instant, literal, written_instant
 from account_pool.providers.base import HTTPS_PORT
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import hidden

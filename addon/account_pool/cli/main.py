@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from account_pool.cli.commands import app
-from account_pool.cli.output import fail
+from account_pool.cli.output import Failed, fail
 from account_pool.config.problems import ConfigError
 from account_pool.config.replace import CannotEdit
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         # Each problem names its place.
         print(error, file=sys.stderr)
         return 1
-    except CannotEdit as error:
+    except (CannotEdit, Failed) as error:
         return fail(error)
     except ImportError as error:
         # What a command needs is imported when it runs.

@@ -1,4 +1,4 @@
-"""`account-pool list`, `remove`, `enable`, `disable`, `clear`, `next` and `pin`.
+"""`account-pool list`, `remove`, `enable`, `disable`, `clear`, `next`, `pin` and `dashboard`.
 
 They ask the proxy that runs, with the admin token of this machine. Without one, `list` and
 `remove` work on the accounts file; the others change only what a proxy knows.
@@ -6,17 +6,18 @@ They ask the proxy that runs, with the admin token of this machine. Without one,
 
 from __future__ import annotations
 
+import os
+import sys
+import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from account_pool.cli import api
 from account_pool.cli.accounts import added_file, find, how_to_add, nearest, read_accounts
 from account_pool.cli.check import AccountsView
-from account_pool.cli.output import fail, note, show, show_json
-from account_pool.cli.places import DEFAULT_PORT
+from account_pool.cli.output import answer, fail, note, show, show_json, table
+from account_pool.cli.places import DEFAULT_PORT, HOST
 from account_pool.cli.status_view import STATES
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import remove_account
@@ -48,8 +49,6 @@ def list_accounts(
         value = api.accounts(port)
     except api.NoProxy:
         return _list_file(named, environ, as_json=as_json)
-    except api.NoAnswer as error:
-        return fail(error)
     accounts = value["accounts"]
     if as_json:
         show_json({"proxy": True, "accounts": [_entry(one) for one in accounts]})
@@ -109,11 +108,7 @@ def change(verb: str, name: str, port: int, *, as_json: bool = False) -> int:
         value, said = changed(verb, AccountKey.parse(name), port)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
-    if as_json:
-        show_json(value)
-        return 0
-    print(said)
-    return 0
+    return answer(value, said, as_json=as_json)
 
 
 def changed(verb: str, key: AccountKey, port: int) -> tuple[Mapping[str, Any], str]:
@@ -147,11 +142,7 @@ def select_next(provider: str, port: int, *, as_json: bool = False) -> int:
         value, said = skipped(provider, port)
     except api.NoAnswer as error:
         return fail(_why_not(error, provider, port))
-    if as_json:
-        show_json(value)
-        return 0
-    print(said)
-    return 0
+    return answer(value, said, as_json=as_json)
 
 
 def skipped(provider: str, port: int) -> tuple[Mapping[str, Any], str]:
@@ -186,12 +177,9 @@ def remove(
         return _remove_from_file(key, named, environ, as_json=as_json)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
-    if as_json:
-        show_json(value)
-        return 0
     where = value.get("written_to")
-    print(f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start"))
-    return 0
+    said = f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start")
+    return answer(value, said, as_json=as_json)
 
 
 def _remove_from_file(
@@ -202,11 +190,53 @@ def _remove_from_file(
         return fail(f"{key} is in no accounts file: the accounts come from the environment")
     if not remove_account(path, key):
         return fail(f"{key} is not in {shown(path)}")
+    said = f"removed {key} from {shown(path)}; the previous file is {path.name}.bak"
+    return answer({"removed": str(key), "written_to": str(path)}, said, as_json=as_json)
+
+
+# -- the dashboard, logged in by a link that is valid once
+
+#: One of these is set where a window can be shown; elsewhere Python finds browsers that take
+#: over the terminal.
+_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+
+
+def open_dashboard(
+    port: int, environ: Mapping[str, str], *, only_print: bool, as_json: bool
+) -> int:
+    """Open the dashboard in a browser, or print the link to it. Returns 0, or 1."""
+    try:
+        link = api.change(port, "/link", {})
+    except api.NoAnswer as error:
+        if error.code != "not_found":
+            raise
+        return fail(f"the proxy is of an older version: start it again, or {_by_hand(port)}")
+    url = str(link["url"])
     if as_json:
-        show_json({"removed": str(key), "written_to": str(path)})
+        show_json({"url": url, "expires_in_s": link["expires_in_s"]})
         return 0
-    print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")
+    valid = f"valid once, for {float(link['expires_in_s']):.0f} s"
+    if not only_print and _has_display(environ) and webbrowser.open(url):
+        note(f"opened in your browser; the link is {valid}")
+        return 0
+    print(url, flush=True)
+    elsewhere = f", where `ssh -L {port}:{HOST}:{port}` leads here" if _is_remote(environ) else ""
+    note(f"open this link in a browser{elsewhere}; it is {valid}")
     return 0
+
+
+def _is_remote(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get("SSH_CONNECTION"))
+
+
+def _has_display(environ: Mapping[str, str]) -> bool:
+    if os.name == "nt" or sys.platform == "darwin":
+        return True
+    return any(environ.get(name) for name in _DISPLAYS)
+
+
+def _by_hand(port: int) -> str:
+    return f"open http://{HOST}:{port}/ and give it the token that `account-pool status` shows"
 
 
 # -- conversations
@@ -214,24 +244,19 @@ def _remove_from_file(
 
 def list_sessions(port: int, *, as_json: bool) -> int:
     """Print a conversation a line, the one used last first. Returns 0, or 1."""
-    try:
-        value = api.ask(port, "/sessions")
-        rows = value["sessions"]
-    except api.NoAnswer as error:
-        return fail(error)
+    value = api.ask(port, "/sessions")
+    rows = value["sessions"]
     if as_json:
         show_json(value)
         return 0
     if not rows:
         note("no conversation is known; those of the last 30 minutes are")
         return 0
-    table = Table(box=None, pad_edge=False)
-    for title in ("conversation", "account", "idle", ""):
-        table.add_column(title, overflow="fold")
+    shown_rows = table("conversation", "account", "idle", "")
     for row in rows:
         pinned = "pinned" if row.get("pinned") else ""
-        table.add_row(row["key"], row["account"], duration(row["idle_s"]), pinned)
-    show(table)
+        shown_rows.add_row(row["key"], row["account"], duration(row["idle_s"]), pinned)
+    show(shown_rows)
     return 0
 
 
@@ -245,25 +270,19 @@ def pin(session: str, name: str, port: int, *, as_json: bool) -> int:
         value = api.change(port, "/sessions/pin", body)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
-    if as_json:
-        show_json(value)
-    else:
-        new = "; it has not begun yet, or is idle" if found is None else ""
-        print(f"{value['key']}: {value['account']} alone serves it{new}")
-    return 0
+    new = "; it has not begun yet, or is idle" if found is None else ""
+    said = f"{value['key']}: {value['account']} alone serves it{new}"
+    return answer(value, said, as_json=as_json)
 
 
 def unpin(session: str, port: int, *, as_json: bool) -> int:
     """Let *session* go where the strategy says. Returns 0, or 1."""
     try:
         value = api.change(port, "/sessions/close", {"key": _key_of(session, "", port) or session})
-    except (api.NoAnswer, ValueError) as error:
+    except ValueError as error:
         return fail(error)
-    if as_json:
-        show_json(value)
-    else:
-        print(f"{value['closed']}: its next request goes where the strategy says")
-    return 0
+    said = f"{value['closed']}: its next request goes where the strategy says"
+    return answer(value, said, as_json=as_json)
 
 
 def _key_of(session: str, provider: str, port: int) -> str | None:

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
+
+
+class Failed(Exception):
+    """A command cannot do what it was asked for; the text says why, and what can be done."""
+
 
 #: Wide enough for everything: whoever reads a pipe wants whole names, not a layout.
-_PIPE_COLUMNS = 1000
+PIPE_COLUMNS = 1000
 
 
 def show(renderable: RenderableType, console: Console | None = None) -> None:
@@ -21,7 +27,7 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
     if console.is_terminal:
         console.print(renderable)
         return
-    console.width = _PIPE_COLUMNS
+    console.width = PIPE_COLUMNS
     with console.capture() as captured:
         console.print(renderable)
     # Tables are padded to their width.
@@ -32,6 +38,25 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
 def show_json(value: object) -> None:
     """Print *value* as JSON, for `--json`."""
     print(json.dumps(value, indent=2))
+
+
+def table(*titles: str) -> Table:
+    """Return an empty table, whose texts are never cut."""
+    from rich.table import Table  # noqa: PLC0415 - as above
+
+    made = Table(box=None, pad_edge=False)
+    for title in titles:
+        made.add_column(title, overflow="fold")
+    return made
+
+
+def answer(value: object, text: str, *, as_json: bool) -> int:
+    """Print what a command has done: *value* as JSON, or *text*. Returns 0."""
+    if as_json:
+        show_json(value)
+    else:
+        print(text)
+    return 0
 
 
 def money(usd: float) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from account_pool.home import expanded
+
 #: The defaults of mitmproxy: its directory, and the port it listens on.
 CONFDIR = "~/.mitmproxy"
 DEFAULT_PORT = 8080
-#: The state database, in that directory unless `pool_state` names another.
-STATE_FILE = "account-pool.sqlite"
-#: The value of `pool_state` for none.
-IN_MEMORY = "memory:"
 HOST = "127.0.0.1"
 
 
@@ -26,7 +25,14 @@ class Places:
     @classmethod
     def usual(cls, port: int) -> Places:
         """Return those of the user who runs this."""
-        return cls(Path(CONFDIR).expanduser(), port)
+        return cls(expanded(CONFDIR), port)
+
+    def make(self) -> None:
+        """Make the directory where it is not there. Raises OSError."""
+        if self.confdir.exists() and not self.confdir.is_dir():
+            wrong = "it is not a directory; move it away"
+            raise NotADirectoryError(errno.ENOTDIR, wrong, str(self.confdir))
+        self.confdir.mkdir(parents=True, exist_ok=True)
 
     @property
     def url(self) -> str:

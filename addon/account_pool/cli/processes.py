@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from account_pool.cli.places import Places, write_whole
+from account_pool.named_file import read_file
 from account_pool.store import machine
 
 #: A proxy ends within milliseconds of a SIGTERM, once what is under way has had the time of
@@ -30,6 +31,8 @@ KIND_S = 20.0
 #: Nothing withstands a SIGKILL, but its port is free only once it is gone.
 GONE_S = 60.0
 _LOOK_S = 0.02
+#: It has some hundred bytes, and a few for each program that `run` has started.
+MAX_RECORD_BYTES = 1024 * 1024
 
 
 def identity(pid: int) -> str | None:
@@ -194,7 +197,7 @@ class Record:
 def read_record(places: Places) -> Record | None:
     """Return the record of the port; None if there is none that can be read."""
     try:
-        value = json.loads(places.record.read_text(encoding="utf-8"))
+        value = json.loads(read_file(places.record, MAX_RECORD_BYTES))
         return Record(
             pid=int(value["pid"]),
             proof=str(value["proof"]),
@@ -225,7 +228,7 @@ def write_record(places: Places, record: Record) -> None:
 @contextlib.contextmanager
 def locked(places: Places) -> Iterator[None]:
     """Be the only process that starts or ends the proxy of the port. Raises OSError."""
-    places.confdir.mkdir(parents=True, exist_ok=True)
+    places.make()
     with _open(places.lock) as descriptor:
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415 - of Windows

@@ -1,24 +1,28 @@
 """`account-pool run`: a proxy if none answers, the tool with what it needs to use it.
 
-Reading order: `places` and `processes` (what is kept), `api` (how a proxy is asked),
-`proxy_process` and `shared` (the proxy), `environment` and `bundle` (what the tool gets),
-`child` (the tool, and whether it ended because of a limit).
+Reading order: `places` and `processes` (what is kept), `api` (how a proxy is asked), `shared` (the
+proxy), `environment` and `certificates` (what the tool gets), `child` (the tool, and whether it
+ended because of a limit).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
 from account_pool.cli.accounts import find, how_to_add, pool_with
-from account_pool.cli.bundle import write_trust
+from account_pool.cli.certificates import write_trust
 from account_pool.cli.child import (
     SIGNALLED,
     CannotRun,
@@ -28,7 +32,6 @@ from account_pool.cli.child import (
     find_program,
     limit_in,
 )
-from account_pool.cli.codex_home import may_have_login, own_home, placeholder_home
 from account_pool.cli.environment import (
     PROXY_VARIABLES,
     TOOLS,
@@ -42,14 +45,15 @@ from account_pool.cli.environment import (
     variables,
 )
 from account_pool.cli.output import fail, note
-from account_pool.cli.places import HOST, Places
+from account_pool.cli.places import CONFDIR, HOST, Places, write_whole
 from account_pool.cli.processes import Launch
-from account_pool.cli.proxy_process import CannotStart
 from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.config.problems import ConfigError
+from account_pool.config.replace import make_private
 from account_pool.core.account import AccountKey
 from account_pool.credentials.vendor_logins import find_login_file
+from account_pool.home import expanded, named_path
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 
@@ -98,7 +102,7 @@ def run_tool(options: RunOptions, environ: Mapping[str, str]) -> int:
         return _with_proxy(options, program, environ)
     except CannotRun as error:
         return fail(error, error.code)
-    except (CannotUse, CannotStart, ConfigError, api.NoAnswer) as error:
+    except ConfigError as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or 'the proxy'}: {error.strerror or error}")
@@ -176,7 +180,7 @@ def _detach(proxy: SharedProxy) -> None:
 def _launch(options: RunOptions) -> Launch:
     arguments = []
     if options.accounts_file is not None:
-        path = options.accounts_file.expanduser().absolute()
+        path = named_path(options.accounts_file).absolute()
         arguments += ["--set", f"pool_accounts={path}"]
     if options.strategy is not None:
         arguments += ["--set", f"pool_strategy={options.strategy}"]
@@ -233,7 +237,9 @@ def _keys(
 def warnings_of(pool: Mapping[str, Any]) -> list[str]:
     """Return what its owner should know of a *pool* that serves nevertheless."""
     lacking = [account for account in pool["accounts"] if account["state"] == "no_credential"]
+    problem = pool.get("state_problem")
     return [
+        *([problem] if problem else ()),
         *pool.get("warnings", ()),  # not of a proxy of an older version
         *(f"{one['key']}: {why}" for one in lacking if (why := one.get("problem"))),
     ]
@@ -267,7 +273,8 @@ def _has_claude_account(file: Path) -> bool:
 
 def _logins_of_opencode(environ: Mapping[str, str]) -> set[str]:
     """Return the providers that opencode has a credential of its own for."""
-    data = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or Path.home()) / ".local/share"
+    home = Path(environ.get("HOME") or expanded("~"))
+    data = environ.get("XDG_DATA_HOME") or home / ".local/share"
     try:
         written = json.loads((Path(data) / "opencode" / "auth.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -339,3 +346,92 @@ def usable(
         and (not keys or account["key"] in keys)
         for account in accounts
     )
+
+
+# -- a home for Codex with a placeholder for a login, for a pool of ChatGPT accounts
+#
+# Codex asks how to sign in before it sends anything, and looks only into its home. So it gets one
+# whose login is worth nothing, and where everything else is the user's own, by links: settings,
+# instructions, sessions. Nothing is written to the user's own home.
+
+#: Marks a login that is none, also where Codex has written it anew.
+PLACEHOLDER = "account-pool-placeholder"
+_ACCOUNT = "00000000-0000-4000-8000-000000000000"
+#: 2100-01-01: it would ask for another one before it ends.
+_ENDS_AT = 4102444800
+_LOGIN = "auth.json"
+#: What belongs to the login: never the user's own.
+_NOT_LINKED = frozenset({_LOGIN, "auth.lock", "auth.json.lock"})
+#: What is copied where there are no links (Windows, without the right to make them).
+_COPIED = ("config.toml",)
+
+
+def placeholder_home(own: Path) -> Path:
+    """Return a home for Codex with a placeholder login, like *own* else. Raises OSError."""
+    home = expanded(CONFDIR) / "account-pool-codex-home"
+    make_private(home)
+    _link(own, home)
+    login = home / _LOGIN
+    # Somebody may have logged in there: that is theirs.
+    if not login.exists() or PLACEHOLDER in login.read_text("utf-8", "replace"):
+        # Whole: another Codex may be reading it.
+        write_whole(login, json.dumps(_login(datetime.now(UTC))))
+    return home
+
+
+def own_home(environ: Mapping[str, str]) -> Path:
+    """Return the home that Codex has without us."""
+    if named := environ.get("CODEX_HOME"):
+        return Path(named)
+    return Path(environ.get("HOME") or environ.get("USERPROFILE") or expanded("~")) / ".codex"
+
+
+def may_have_login(own: Path) -> bool:
+    """Say whether Codex may have a login that is not in a file: settings can name a keychain."""
+    try:
+        settings = tomllib.loads((own / "config.toml").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return settings.get("cli_auth_credentials_store") in ("keyring", "auto")
+
+
+def _link(own: Path, home: Path) -> None:
+    """Let *home* have what is in *own*; what is gone there is gone here."""
+    for entry in home.iterdir():
+        if entry.is_symlink() and not entry.exists():
+            entry.unlink()
+    if not own.is_dir() or own.resolve() == home.resolve():
+        return
+    for entry in own.iterdir():
+        link = home / entry.name
+        # Codex may have made its own meanwhile, such as its sessions: they stay.
+        if entry.name in _NOT_LINKED or os.path.lexists(link):
+            continue
+        try:
+            link.symlink_to(entry.absolute(), target_is_directory=entry.is_dir())
+        except OSError:
+            if entry.name in _COPIED:
+                shutil.copyfile(entry, link)
+
+
+def _login(now: datetime) -> dict[str, object]:
+    about = {"chatgpt_account_id": _ACCOUNT, "chatgpt_plan_type": "plus"}
+    token = _token({"exp": _ENDS_AT, "https://api.openai.com/auth": about})
+    return {
+        "auth_mode": "chatgpt",
+        "OPENAI_API_KEY": None,
+        "tokens": {
+            "id_token": token,
+            "access_token": token,
+            "refresh_token": PLACEHOLDER,
+            "account_id": _ACCOUNT,
+        },
+        # It asks for new tokens when the last ones are 8 days old.
+        "last_refresh": now.isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _token(claims: Mapping[str, object]) -> str:
+    """Return *claims* as a JWT that nobody has signed."""
+    parts = (json.dumps({"alg": "none", "typ": "JWT"}), json.dumps(claims), PLACEHOLDER)
+    return ".".join(base64.urlsafe_b64encode(p.encode()).decode().rstrip("=") for p in parts)

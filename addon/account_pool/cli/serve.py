@@ -5,6 +5,7 @@ Or the launcher of several (`workers/launcher.py`).
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
@@ -16,18 +17,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from account_pool.cli import api
 from account_pool.cli.accounts import mitmproxy_config
-from account_pool.cli.bundle import upstream_trust
+from account_pool.cli.certificates import upstream_trust
 from account_pool.cli.environment import without_own_proxy
+from account_pool.cli.output import fail, note
 from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import OPTION
 from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command
-from account_pool.proxy.terminal import on_sighup
+from account_pool.home import named_path
+from account_pool.proxy.process import on_sighup
 from account_pool.workers.launcher import launch
 
 #: How a worker is started. Without what lies about in the working directory.
 WORKER = (sys.executable, "-P", "-m", "account_pool.workers")
+#: Options of mitmproxy with which it listens nowhere, or where another option says.
+_ELSEWHERE = frozenset(
+    {"-m", "--mode", "-n", "--no-server", "-h", "--help", "--version", "--options", "--commands"}
+)
 #: mitmweb's own columns, and comments: there stands who served a request.
 COLUMNS = ("tls", "icon", "path", "method", "status", "comment", "size", "time")
 
@@ -49,8 +57,11 @@ def serve(
     """
     if find_spec("mitmproxy") is None:
         raise ModuleNotFoundError("No module named 'mitmproxy'")
+    if (taken := _taken(port, arguments)) is not None:
+        # mitmproxy would name an option of its own.
+        sys.exit(fail(api.occupied(taken, api.probe(taken))))
     if workers > 1 and sys.platform != "linux":
-        print("account-pool: --workers is for Linux; one worker serves", file=sys.stderr)
+        note("--workers is for Linux; one worker serves")
         workers = 1
     start = mitmdump_command(program) if workers == 1 else WORKER
     command = [*start, "-s", str(addon_script())]
@@ -59,7 +70,7 @@ def serve(
     if port is not None:
         command += ["--listen-port", str(port)]
     if accounts_file is not None:
-        command += ["--set", f"{OPTION}={accounts_file.expanduser().absolute()}"]
+        command += ["--set", f"{OPTION}={named_path(accounts_file).absolute()}"]
     if program == "mitmweb" and "web_columns" not in _settings(arguments) and _has_columns():
         command += [word for name in COLUMNS for word in ("--set", f"web_columns={name}")]
     places = Places.usual(port or DEFAULT_PORT)
@@ -71,6 +82,28 @@ def serve(
     sys.exit(
         launch([*command, *arguments, *_one_port(port, arguments)], workers, environ, on_sighup)
     )
+
+
+def _taken(port: int | None, arguments: Sequence[str]) -> int | None:
+    """Return the port that is to be listened at, if another program has it."""
+    # argparse takes the beginning of an option for the whole.
+    words = {word.partition("=")[0] for word in arguments if len(word) > 2 or word in _ELSEWHERE}
+    if any(option.startswith(word) for word in words for option in _ELSEWHERE):
+        return None
+    settings = _settings(arguments)
+    if "mode" in settings or str(settings.get("server", "true")).lower() == "false":
+        return None
+    hosts = [*_values("--listen-host", arguments), settings.get("listen_host", HOST)]
+    named = [port, *_values("--listen-port", arguments), settings.get("listen_port")]
+    family = socket.AF_INET6 if ":" in str(hosts[0]) else socket.AF_INET
+    number = 0
+    # Whatever else is wrong with host and port, mitmproxy says.
+    try:
+        number = int(str(next((one for one in named if one is not None), DEFAULT_PORT)))
+        socket.create_server((str(hosts[0]), number), family=family).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return number if getattr(error, "errno", None) == errno.EADDRINUSE else None
+    return None
 
 
 def _one_port(port: int | None, arguments: Sequence[str]) -> list[str]:
@@ -100,7 +133,7 @@ def _names_address(arguments: Sequence[str]) -> bool:
 def _settings(arguments: Sequence[str]) -> Mapping[str, object]:
     """Return the options that the user sets: in *arguments*, or in mitmproxy's config."""
     given = dict(set_options(arguments))
-    return given | mitmproxy_config(given.get("confdir") or CONFDIR)
+    return mitmproxy_config(given.get("confdir") or CONFDIR) | given
 
 
 def _has_columns() -> bool:

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from account_pool.cli.accounts import find, read_accounts
 from account_pool.cli.output import fail, note, show_json, warn
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import VARIABLE, counted, shown
-from account_pool.config.values import Config
+from account_pool.config.configuration import Config
 from account_pool.credentials.sources import EnvSource, ValueSource, variables_in
+from account_pool.home import expanded, named_path
 
 #: Longest time that a program of the system is waited for, and the proxy until it serves, seconds.
 _PROGRAM_S, _READY_S = 30, 30.0
@@ -257,9 +257,9 @@ def plan_of(
     # What is found in another place than by this shell's variables is found by the service, too.
     named = accounts_file or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     if named is not None:
-        command += ["--accounts-file", str(named.expanduser().absolute())]
+        command += ["--accounts-file", str(named_path(named).absolute())]
     path = environ.get("PATH", os.defpath)
-    return Plan(port=port, command=(*command, *arguments), path=path, home=Path.home())
+    return Plan(port=port, command=(*command, *arguments), path=path, home=expanded("~"))
 
 
 def _program() -> list[str]:
@@ -297,8 +297,7 @@ def install(
     loaded = read_accounts(find(accounts_file, environ), environ)
     found = api.probe(plan.port)
     if found is not api.Missing.NOBODY and not service.file.exists():
-        who = "a proxy runs already" if isinstance(found, api.Health) else "something listens"
-        return fail(f"{who} at {HOST}:{plan.port}: end it first, or name another --port")
+        return fail(api.occupied(plan.port, found))
     service.file.parent.mkdir(parents=True, exist_ok=True)
     # Arguments of `serve` may hold a password (`--set proxyauth=...`).
     service.file.touch(mode=0o600)
@@ -312,17 +311,14 @@ def install(
 
 
 def _wait(plan: Plan, service: Service) -> int:
-    until = time.monotonic() + _READY_S
-    while time.monotonic() < until:
-        health = api.probe(plan.port)
-        if isinstance(health, api.Health) and health.ready:
-            served = counted(health.size, health.accounts_file)
-            print(f"running at {Places.usual(plan.port).url} with {served}")
-            if service.what.startswith("systemd"):
-                note("`loginctl enable-linger` keeps it running while you are logged out")
-            return 0
-        time.sleep(_LOOK_S)
-    return fail(f"it was started, and does not serve after {_READY_S:.0f} s: see {service.log}")
+    health = api.until_ready(plan.port, _READY_S, _LOOK_S)
+    if health is None:
+        return fail(f"it was started, and does not serve after {_READY_S:.0f} s: see {service.log}")
+    served = counted(health.size, health.accounts_file)
+    print(f"running at {Places.usual(plan.port).url} with {served}")
+    if service.what.startswith("systemd"):
+        note("`loginctl enable-linger` keeps it running while you are logged out")
+    return 0
 
 
 def remove(service: Service) -> int:

@@ -11,15 +11,19 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from account_pool.cli import processes, proxy_process
+from account_pool.cli import api, processes
 from account_pool.cli.api import Health, Missing, PoolConnection, probe
+from account_pool.cli.certificates import upstream_trust
+from account_pool.cli.environment import without_own_proxy
+from account_pool.cli.output import Failed
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import Launch, Record, locked, read_record, write_record
-from account_pool.cli.proxy_process import CannotStart, note
+from account_pool.config.accounts_file import shown
+from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, cause, mitmdump_command
 from account_pool.supervision import where
 
 # -- whether it needs help: dead, hung, or well
@@ -123,10 +127,106 @@ class Watch:
         return step
 
 
+# -- the proxy as a process: started, waited for, its last words
+#
+# It is a session of its own: a Ctrl-C in the terminal is the tool's, not the proxy's.
+
+#: Seconds a proxy has to get ready.
+READY_S = START_TIMEOUT_S
+#: A log this large is set aside when a proxy starts; one old log is kept.
+LARGE_LOG_BYTES = 4 * 1024 * 1024
+_POLL_S = 0.05
+
+
+class CannotStart(Failed):
+    """The proxy ended, or did not get ready; the text is its own last word."""
+
+
+def start(places: Places, launch: Launch, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a proxy that writes to the log of *places*. Raises OSError."""
+    _set_aside(places)
+    words = [*command(places, launch), *upstream_trust(places, environ, launch.arguments)]
+    # Appended: what the one before said last is what one looks for.
+    descriptor = os.open(places.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own words, no shell
+            words,
+            cwd=launch.folder,
+            env={**without_own_proxy(environ, places.url), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # The same on Windows.
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+
+def command(places: Places, launch: Launch) -> Sequence[str]:
+    """Return the command line of the proxy."""
+    return [
+        *mitmdump_command(),
+        *("-s", str(addon_script())),
+        *("--listen-host", HOST, "--listen-port", str(places.port)),
+        # The log is for people: failovers, not each request.
+        *("--set", "flow_detail=0"),
+        *launch.arguments,
+    ]
+
+
+def wait_until_ready(
+    places: Places, process: subprocess.Popen[bytes], log_from: int, over: threading.Event
+) -> Health:
+    """Return the health of the proxy once it serves. Raises CannotStart.
+
+    Args:
+        log_from: the size of the log before it started.
+        over: set when no tool waits for it any more.
+    """
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        health = probe(places.port)
+        if process.poll() is not None:
+            break
+        if isinstance(health, Health) and health.ready:
+            return health
+        if over.wait(_POLL_S):
+            break
+    code = process.poll()
+    how = "did not start" if code is not None else f"did not get ready within {READY_S:g} s"
+    why = cause(_log_since(places, log_from), code)
+    raise CannotStart(f"the proxy {how}: {why}; its log is {shown(places.log)}")
+
+
+def log_size(places: Places) -> int:
+    """Return how long the log is, in bytes."""
+    return places.log.stat().st_size if places.log.exists() else 0
+
+
+def note(places: Places, text: str) -> None:
+    """Add a line of our own to the log. A full disk does not stop the tool."""
+    try:
+        with places.log.open("a", encoding="utf-8") as log:
+            log.write(f"[{time.strftime('%H:%M:%S')}.000] account-pool run: {text}\n")
+    except OSError:
+        return
+
+
+def _set_aside(places: Places) -> None:
+    if log_size(places) > LARGE_LOG_BYTES:
+        places.log.replace(places.log.with_suffix(".log.1"))
+
+
+def _log_since(places: Places, log_from: int) -> list[str]:
+    with places.log.open("rb") as log:
+        log.seek(log_from if log_from <= log_size(places) else 0)
+        return log.read().decode(errors="replace").splitlines()
+
+
 # -- one use of it
 
 
-class CannotUse(Exception):
+class CannotUse(Failed):
     """There is no proxy to use and none can be started; the text says what to do."""
 
 
@@ -156,7 +256,8 @@ class SharedProxy:
         self._wait_for_hung()
         with locked(self.places):
             record = self._record()
-            health = probe(self.places.port)
+            # One without a record is not of a `run`, and nobody has waited for it yet.
+            health = (probe if record else api.probe_patiently)(self.places.port)
             if isinstance(health, Health):
                 if not health.ready:
                     health = self._until_ready()
@@ -219,7 +320,7 @@ class SharedProxy:
         record = read_record(self.places)
         if record is None:
             return None
-        self._connection = self._connection or PoolConnection(self.places.port)
+        self._connection = self._connection or PoolConnection(self.places.port, api.PROBE_S)
         health = self._connection.probe()
         alive = processes.identity(record.pid) == record.proof
         return Seen(alive=alive, busy=health.busy if isinstance(health, Health) else None)
@@ -258,13 +359,13 @@ class SharedProxy:
         if old is not None:
             users |= old.living_users(processes.identity)
             processes.end(old.pid, old.proof)
-        log_from = proxy_process.log_size(self.places)
-        process = proxy_process.start(self.places, launch, self.environ)
+        log_from = log_size(self.places)
+        process = start(self.places, launch, self.environ)
         self.started.append(process)
         record = Record(process.pid, processes.identity(process.pid) or "", launch, users=users)
         write_record(self.places, record)
         try:
-            health = proxy_process.wait_until_ready(self.places, process, log_from, self.over)
+            health = wait_until_ready(self.places, process, log_from, self.over)
         except BaseException:
             # Not found ready, or interrupted: nothing of it stays.
             process.kill()
@@ -282,13 +383,9 @@ class SharedProxy:
             write_record(self.places, record)
 
     def _until_ready(self) -> Health:
-        until = time.monotonic() + proxy_process.READY_S
-        while time.monotonic() < until:
-            found = probe(self.places.port)
-            if isinstance(found, Health) and found.ready:
-                return found
-            time.sleep(LOOK_CLOSER_S)
-        raise CannotUse(f"the proxy at {HOST}:{self.places.port} does not become ready")
+        if (found := api.until_ready(self.places.port, READY_S, LOOK_CLOSER_S)) is None:
+            raise CannotUse(f"the proxy at {HOST}:{self.places.port} does not become ready")
+        return found
 
     def _wait_for_hung(self) -> None:
         """Give a proxy of ours that does not answer the time the watch would give it."""

@@ -1,19 +1,20 @@
 """`account-pool status`: who serves, what is left of whom, who is on cooldown, why and until when.
 
 On a terminal it is a screen that follows the proxy (`status_app.py`); elsewhere, or asked to,
-lines. `render` is pure: the answer of GET /account-pool in, something for rich out.
+lines. `render` and `fleet_lines` are pure: an answer of the proxy in, something for rich out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from io import StringIO
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,8 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.cli import api, history, manage, requests
-from account_pool.cli.output import fail, show, show_json
+from account_pool.cli import api, history, manage
+from account_pool.cli.output import PIPE_COLUMNS, show, show_json
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.status_screen import (
     Change,
@@ -38,6 +39,7 @@ from account_pool.cli.status_screen import (
 from account_pool.cli.status_view import (
     BAR_WIDTH,
     STATES,
+    Json,
     attention,
     bar,
     cause_in_full,
@@ -45,6 +47,7 @@ from account_pool.cli.status_view import (
     details,
     file_of,
     fit,
+    fit_middle,
     left_s,
     percent,
     served_words,
@@ -57,6 +60,7 @@ from account_pool.cli.status_view import (
 )
 from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration
+from account_pool.core.fleet import UNKNOWN
 
 #: Seconds between two looks of `--watch`.
 _EVERY_S = 2.0
@@ -69,28 +73,28 @@ _LAST, _MANY, _SOME = 5, 200, 20
 _DAYS = 30
 
 
-def show_status(port: int, *, as_json: bool, once: bool, watch: bool) -> int:
+def show_status(port: int, *, as_json: bool, once: bool, watch: bool, of_fleet: bool) -> int:
     """Show the accounts; again and again on a terminal, or if asked to *watch*.
 
-    Returns 0, or 1 without a pool.
+    *of_fleet*: the proxies that share their state, once. Returns 0, or 1 without a pool.
     """
-    connection = api.PoolConnection(port, api.ASK_S, with_token=True)
     try:
-        with contextlib.closing(connection):
+        with api.PoolConnection(port) as connection:
+            ask = partial(ask_fleet, connection) if of_fleet else connection.accounts
             if watch:
-                return _watch(connection, port, as_json=as_json)
-            status = connection.accounts()
+                return _watch(ask, _fleet if of_fleet else _accounts, as_json=as_json)
+            status = ask()
             if as_json:
                 show_json(status)
+            elif of_fleet:
+                console = Console(highlight=False)
+                show(_fleet(status, console), console)
             elif once or not _is_screen():
                 _show_once(connection, status, port)
             else:
                 _show_screen(status, port)
-    except api.NoAnswer as error:
-        return fail(error)
     except KeyboardInterrupt:
-        # The usual way to leave it.
-        return 0
+        pass  # the usual way to leave it
     return 0
 
 
@@ -107,21 +111,35 @@ def _show_once(connection: api.PoolConnection, status: Mapping[str, Any], port: 
         console.print(Text("\n".join(_access(port)), style="dim"))
 
 
-def _watch(connection: api.PoolConnection, port: int, *, as_json: bool) -> int:
+def _accounts(status: Mapping[str, Any], console: Console) -> RenderableType:
+    return render(status, now=time.time(), bars=console.is_terminal)
+
+
+def _fleet(answer: Mapping[str, Any], console: Console) -> RenderableType:
+    width = console.width if console.is_terminal else PIPE_COLUMNS
+    return Group(*fleet_lines(answer, width))
+
+
+def _watch(
+    ask: Callable[[], Mapping[str, Any]],
+    shown: Callable[[Mapping[str, Any], Console], RenderableType],
+    *,
+    as_json: bool,
+) -> int:
     """Print it every few seconds; a proxy that goes and comes back is a line each."""
     console = Console(highlight=False)
-    status: Mapping[str, Any] | None = connection.accounts()
+    status: Mapping[str, Any] | None = ask()
     while True:
         if status is not None and as_json:
             print(json.dumps(status), flush=True)
         elif status is not None:
             print(f"{datetime.now():%H:%M:%S}")
-            show(render(status, now=time.time(), bars=console.is_terminal), console)
+            show(shown(status, console), console)
             print(flush=True)
         time.sleep(_EVERY_S)
         was_there = status is not None
         try:
-            status = connection.accounts()
+            status = ask()
         except api.NoAnswer as error:
             # It may be started again just now.
             status = None
@@ -144,7 +162,7 @@ class _Proxy:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._connection = api.PoolConnection(port, api.ASK_S, with_token=True)
+        self._connection = api.PoolConnection(port)
 
     def accounts(self) -> Mapping[str, Any]:
         return self._connection.accounts()
@@ -170,6 +188,8 @@ class _Proxy:
             case PageKind.USAGE:
                 usage = self._connection.ask(f"/usage?days={_DAYS}&group=account")
                 return _usage_lines(usage.get("groups", []), width)
+            case PageKind.PROXIES:
+                return fleet_lines(ask_fleet(self._connection), width)
             case PageKind.ACCOUNT:
                 return list(self._account(str(page.account)))
             case PageKind.HELP:
@@ -188,7 +208,7 @@ class _Proxy:
         asked = urlencode({"account": key, "limit": _SOME})
         if rows := self._connection.ask(f"/requests?{asked}").get("requests"):
             yield from (Text(), Text("requests", "bold"))
-            yield from (Text(clean(line)) for line in requests.aligned(rows, []))
+            yield from (Text(clean(line)) for line in history.aligned(rows, []))
         yield from (Text(), Text("decisions", "bold"))
         yield from decision_lines(_decisions(self._connection, _SOME, key))
 
@@ -217,15 +237,18 @@ def _costs(sums: Mapping[str, Any]) -> str:
 def _decisions(
     connection: api.PoolConnection, limit: int = _LAST, account: str | None = None
 ) -> Sequence[Mapping[str, Any]]:
-    """Return the last decisions, the newest first; none from a proxy that does not report them."""
+    """Return the last decisions, the newest first; none from a proxy that does not report them.
+
+    They name their proxy where one is of another than that which is asked.
+    """
     query = {"limit": limit, **({"account": account} if account else {})}
     try:
-        decisions: list[Mapping[str, Any]] = connection.ask(f"/decisions?{urlencode(query)}")[
-            "decisions"
-        ]
+        rows: list[dict[str, Any]] = connection.ask(f"/decisions?{urlencode(query)}")["decisions"]
     except (api.NoAnswer, KeyError):
         return []
-    return decisions
+    if not history.is_named((row.get("proxy") for row in rows), connection.name):
+        rows = [{**row, "proxy": ""} for row in rows]
+    return rows
 
 
 def render(
@@ -356,3 +379,189 @@ def _access(port: int) -> list[str]:
     """Return where the dashboard is, and the token to change things with."""
     token = api.local_token(port) or f"in the file {TOKEN_FILE} beside the state database"
     return [f"dashboard    {Places.usual(port).url}/", f"admin token  {token}"]
+
+
+# -- the proxies that share the state of the one that is asked, for `--fleet`
+#
+# The answer of GET /proxies in, lines out. What a proxy of another version leaves out is shown as
+# unknown.
+
+THIS = "this one"
+#: Every other state is red.
+_PROXY_STYLES = {"running": "green", "stopping": "yellow", "unknown": "yellow"}
+_INDENT = 2
+#: Text is wrapped by it; nothing is printed on it.
+_CONSOLE = Console(file=StringIO())
+
+
+def ask_fleet(connection: api.PoolConnection) -> Mapping[str, Any]:
+    """Return what GET /proxies answers. Raises NoAnswer."""
+    try:
+        answer = connection.ask("/proxies")
+    except api.NoAnswer as error:
+        if error.code == "not_found":
+            raise api.NoAnswer(
+                "this proxy is of an older version, which does not know of others"
+            ) from None
+        raise
+    if not isinstance(answer.get("proxies"), list):
+        raise api.NoAnswer("what answers there does not report its proxies")
+    return answer
+
+
+def fleet_lines(answer: Json, width: int) -> list[Text]:
+    """Return the proxies as a table where *width* has room for one, else some lines each."""
+    proxies = [one for one in answer.get("proxies", ()) if isinstance(one, Mapping)]
+    columns = _fleet_columns(proxies)
+    widths = [max(cell.cell_len for cell in column) for column in columns]
+    if sum(widths) + 2 * (len(widths) - 1) <= width:
+        lines = _fleet_table(proxies, columns, widths, width)
+    else:
+        lines = _fleet_sentences(proxies, width)
+    said = [Text(_fleet_summary(answer)), *_remarks(answer)]
+    return [*lines, Text(), *(part for text in said for part in _wrapped(text, width))]
+
+
+def _fleet_columns(proxies: Sequence[Json]) -> list[list[Text]]:
+    """Return the cells of each column, its title first; what all have alike has none."""
+    columns = [
+        [Text("proxy"), *map(_proxy_name, proxies)],
+        [Text("state"), *map(_proxy_state, proxies)],
+        [Text("version"), *(Text(_said(one, "version")) for one in proxies)],
+    ]
+    if len({one.get("mitmproxy") for one in proxies}) > 1:
+        columns.append([Text("mitmproxy"), *(Text(_said(one, "mitmproxy")) for one in proxies)])
+    if any(one.get("workers") not in (1, None) for one in proxies):
+        columns.append([Text("workers"), *(Text(str(_count(one, "workers"))) for one in proxies)])
+    return [
+        *columns,
+        [Text("up for"), *(Text(_up_for(one)) for one in proxies)],
+        [Text("in flight"), *(Text(str(_count(one, "in_flight"))) for one in proxies)],
+        [Text("heartbeat"), *(Text(_heartbeat(one)) for one in proxies)],
+    ]
+
+
+def _fleet_table(
+    proxies: Sequence[Json], columns: Sequence[Sequence[Text]], widths: Sequence[int], width: int
+) -> list[Text]:
+    problems = ["", *(clean(one.get("problem") or "") for one in proxies)]
+    room = width - sum(widths) - 2 * len(widths)
+    beside = any(problems) and max(map(cell_len, problems)) <= room
+    lines: list[Text] = []
+    for number, problem in enumerate(problems):
+        line = Text(style="" if number else "dim")
+        for column, cells in enumerate(columns):
+            line.append("  " if column else "").append_text(cells[number])
+            line.append(" " * (widths[column] - cells[number].cell_len))
+        if beside:
+            line.append(f"  {problem if number else 'problem'}")
+        line.rstrip()
+        lines.append(line)
+        if problem and not beside:
+            lines += _indented(Text(problem, "yellow"), width)
+    return lines
+
+
+def _fleet_sentences(proxies: Sequence[Json], width: int) -> list[Text]:
+    lines: list[Text] = []
+    differ = len({one.get("mitmproxy") for one in proxies}) > 1
+    for one in proxies:
+        workers = _count(one, "workers")
+        parts: list[Text | str] = [
+            _proxy_state(one),
+            f"version {_said(one, 'version')}",
+            f"mitmproxy {_said(one, 'mitmproxy')}" if differ else "",
+            f"{workers} workers" if workers > 1 else "",
+            f"up for {_up_for(one)}" if _up_for(one) else "",
+            f"{_count(one, 'in_flight')} in flight",
+            _heartbeat(one) if one.get("this") else f"heartbeat {_heartbeat(one) or UNKNOWN}",
+        ]
+        lines.append(Text(fit_middle(_said(one, "name"), width), "bold"))
+        for line in _packed([part for part in parts if part], width - _INDENT):
+            lines += _indented(line, width)
+        if problem := one.get("problem"):
+            lines += _indented(Text(clean(problem), "yellow"), width)
+    return lines
+
+
+def _packed(parts: Iterable[Text | str], width: int) -> list[Text]:
+    """Return *parts* in as few lines of *width* as they need; none is divided if it fits."""
+    lines: list[Text] = []
+    for part in parts:
+        if lines and lines[-1].cell_len + 2 + len(part) < width:
+            lines[-1].append(", ").append(part)
+        else:
+            if lines:
+                lines[-1].append(",")
+            lines.append(Text().append(part))
+    return lines
+
+
+def _indented(text: Text, width: int) -> list[Text]:
+    indent = " " * _INDENT
+    return [Text(indent).append_text(part) for part in _wrapped(text, width - _INDENT)]
+
+
+def _wrapped(text: Text, width: int) -> list[Text]:
+    lines = [*text.wrap(_CONSOLE, max(width, 8))]
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _proxy_name(one: Json) -> Text:
+    return Text(_said(one, "name"))
+
+
+def _proxy_state(one: Json) -> Text:
+    state = _said(one, "state")
+    return Text(state, _PROXY_STYLES.get(state, "red"))
+
+
+def _said(one: Json, name: str) -> str:
+    return clean(one.get(name) or UNKNOWN)
+
+
+def _count(one: Json, name: str) -> int:
+    count = one.get(name)
+    return count if isinstance(count, int) else 0
+
+
+def _up_for(one: Json) -> str:
+    return "" if one.get("state") == "gone" else _ago(one.get("started_s"))
+
+
+def _heartbeat(one: Json) -> str:
+    """Return when the last one was; of the proxy that is asked that says nothing."""
+    ago = _ago(one.get("seen_s"))
+    return THIS if one.get("this") is True else f"{ago} ago" if ago else ""
+
+
+def _ago(seconds: object) -> str:
+    return duration(max(round(seconds), 1)) if isinstance(seconds, int | float) else ""
+
+
+def _fleet_summary(answer: Json) -> str:
+    summary = answer.get("summary") or {}
+    counts = [
+        f"{number} {state}"
+        for state in ("running", "stopping", "gone", "unknown")
+        if (number := _count(summary, state)) or state == "running"
+    ]
+    in_flight = _count(summary, "in_flight")
+    requests = f"{in_flight} request{'' if in_flight == 1 else 's'} in flight"
+    store = answer.get("store") or {}
+    kept = " ".join(clean(store[name]) for name in ("kind", "server") if store.get(name))
+    return ", ".join([*counts, requests]) + (f"; state: {kept}" if kept else "")
+
+
+def _remarks(answer: Json) -> list[Text]:
+    store, versions = answer.get("store") or {}, answer.get("versions") or ()
+    remarks = []
+    if len(versions) > 1:
+        remarks.append(f"they run different versions: {', '.join(map(clean, versions))}")
+    if store.get("problem"):
+        remarks.append(clean(store["problem"]))
+    if store.get("is_known") is False and len(answer["proxies"]) > 1:
+        remarks.append("what the others do is not known until the state can be read")
+    return [Text(f"! {remark}", "yellow") for remark in remarks]

@@ -57,6 +57,7 @@ class PageKind(StrEnum):
     ACCOUNT = "account"
     DECISIONS = "decisions"
     USAGE = "usage"
+    PROXIES = "proxies"
     HELP = "help"
 
 
@@ -92,6 +93,8 @@ class Page:
                 return f"decisions{of}, newest first"
             case PageKind.USAGE:
                 return "usage of 30 days"
+            case PageKind.PROXIES:
+                return "proxies that share this state"
             case PageKind.HELP:
                 return "help"
 
@@ -105,7 +108,12 @@ class Asked(StrEnum):
 
 
 _VERBS = {verb.value[0]: verb for verb in Verb}
-_PAGES = {"l": PageKind.DECISIONS, "u": PageKind.USAGE, "?": PageKind.HELP}
+_PAGES = {
+    "l": PageKind.DECISIONS,
+    "u": PageKind.USAGE,
+    "p": PageKind.PROXIES,
+    "?": PageKind.HELP,
+}
 _MOVES = {"up": "up", "k": "up", "down": "down", "j": "down", "home": "home", "g": "home"}
 _MOVES |= {"end": "end", "G": "end", "pageup": "pageup", "pagedown": "pagedown", " ": "pagedown"}
 
@@ -116,6 +124,7 @@ _HINTS = (
     ("e/d", "en/disable", 3),
     ("l", "decisions", 2),
     ("u", "usage", 1),
+    ("p", "proxies", 0),
     ("/", "filter", 6),
     ("?", "help", 8),
     ("q", "quit", 7),
@@ -127,7 +136,7 @@ _HELP = """\
 n        the next account of this provider has the turn
 c        end every cooldown, and enable the account
 d e      disable, enable: across restarts too
-l u      decisions; usage of 30 days
+l u p    decisions; usage of 30 days; proxies
 Enter    all that is known of the account
 /        show accounts with these words; Esc ends it
 ↑↓ j k   move; g G, Home End, PgUp PgDn
@@ -287,7 +296,9 @@ class StatusScreen:
             lost = f"no answer since {clock(self.seen_at, now)} ({span(now - self.seen_at)})"
             long = f"{lost}; below is what was true then"
             where = Text(long if len(long) <= width else lost, f"bold {NEEDS_OWNER}")
-        warnings = [clean(warning) for warning in self.status.get("warnings", ())]
+        problem = self.status.get("state_problem")
+        texts = [*([problem] if problem else ()), *self.status.get("warnings", ())]
+        warnings = [clean(text) for text in texts]
         more = f" (+{len(warnings) - 1})" if len(warnings) > 1 else ""
         said = [Text(fit(f"! {text}", width - len(more)) + more, "yellow") for text in warnings[:1]]
         return [summary, where, *said]
@@ -438,5 +449,7 @@ def decision_lines(decisions: Sequence[Json]) -> list[Text]:
         if decision.get("kind") in _SAID_TWICE and decision.get("by") in _BY_REFUSAL:
             continue
         at = datetime.fromisoformat(decision["at"]).astimezone()
-        lines.append(Text.assemble((f"{at:%H:%M:%S}", "dim"), f" {clean(decision['text'])}"))
-    return lines or [Text("none since the proxy started")]
+        proxy = (f" {clean(decision['proxy'])}" if decision.get("proxy") else "", "dim")
+        text = f" {clean(decision['text'])}"
+        lines.append(Text.assemble((f"{at:%H:%M:%S}", "dim"), proxy, text))
+    return lines or [Text("none so far")]

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli.accounts import accounts_of
-from account_pool.cli.add import write
+from account_pool.cli.add import CannotLogIn, copied, write
 from account_pool.cli.child import SIGNALLED, CannotRun, Signals, Stopped, find_program
-from account_pool.cli.login import CannotLogIn, copied
 from account_pool.cli.output import fail, note
 from account_pool.cli.places import CONFDIR
 from account_pool.config.accounts_file import command, shown
@@ -33,11 +32,11 @@ from account_pool.config.problems import ConfigError
 from account_pool.config.replace import CannotEdit, make_private
 from account_pool.config.review import held_now, twin
 from account_pool.core.account import AccountKey, normalise_label
-from account_pool.credentials import gemini_client
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import VendorLogin, login_in, read_private
 from account_pool.credentials.sources import AccountEntry
-from account_pool.credentials.vendor_logins import TOOLS
+from account_pool.credentials.vendor_logins import TOOLS, gemini_client, gemini_has_own_home
+from account_pool.home import expanded
 from account_pool.providers.token_forms import hidden
 
 _NOT_YET = "not-yet"
@@ -273,7 +272,7 @@ class _Home:
 @contextmanager
 def _home(asked: LogIn) -> Iterator[_Home]:
     """Make the folder, and remove it: unless there is a login in it that was not taken."""
-    parent = Path(CONFDIR).expanduser() / "account-pool-logins"
+    parent = expanded(CONFDIR) / "account-pool-logins"
     make_private(parent)
     _tell_of_others(parent, asked)
     made = tempfile.mkdtemp(prefix=f"{asked.tool}-", dir=parent)
@@ -315,7 +314,7 @@ def _run(
     kept = {name: value for name, value in environ.items() if name not in tool.without}
     given = {**kept, **tool.sets, tool.home: str(home)}
     words = [program, *tool.arguments, *asked.more]
-    if asked.tool == "gemini" and not gemini_client.has_home_of_its_own(program):
+    if asked.tool == "gemini" and not gemini_has_own_home(program):
         raise CannotLogIn(
             "this version of gemini has one home only, where your own login is; update it: npm "
             f"install -g {tool.package}"
@@ -366,7 +365,7 @@ def _account(asked: LogIn, login: VendorLogin, home: Path, program: str) -> dict
             f"{asked.tool} has stored a key and no login; add it: {command()} add {login.provider}"
         )
     companions = {**login.companions, **_claude_account(home)[0]}
-    client = gemini_client.find(program, login.client_id) if asked.tool == "gemini" else {}
+    client = gemini_client(program, login.client_id) if asked.tool == "gemini" else {}
     return {
         "provider": login.provider,
         "label": asked.label,

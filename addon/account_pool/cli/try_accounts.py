@@ -12,26 +12,28 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mitmproxy import exceptions, http, optmanager
 from mitmproxy.options import Options
-from rich.table import Table
 from rich.text import Text
 
-from account_pool.cli.output import fail, show, show_json, warn
+from account_pool.cli.accounts import state_of
+from account_pool.cli.output import fail, note, show, show_json, table, warn
 from account_pool.cli.places import CONFDIR
+from account_pool.config.configuration import Config
 from account_pool.config.review import review
-from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse
+from account_pool.core.wrong import Wrong
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.sources import AccountEntry
+from account_pool.home import expanded
 from account_pool.providers.base import CannotSwap, Origin
 from account_pool.proxy import credential_swap
-from account_pool.proxy.wiring import make_keeper, make_store, own_http
+from account_pool.proxy.store_access import make_store
+from account_pool.proxy.wiring import make_keeper, own_http
 from account_pool.store.store import StoreError
 
 #: Seconds for one answer, and for an exchange or a refresh before it.
@@ -77,7 +79,7 @@ def try_all(loaded: Config, *, as_json: bool = False) -> int:
         tried = asyncio.run(_try_all(loaded, options))
         # Those that cannot be read are in the table.
         warnings = [*loaded.warnings, *review(loaded, wall_now=time.time()).notices]
-    except (StoreError, exceptions.OptionsError) as error:
+    except (StoreError, Wrong, exceptions.OptionsError) as error:
         return fail(error)
     code = int(any(one.verdict in _BAD for one in tried))
     if as_json:
@@ -88,27 +90,25 @@ def try_all(loaded: Config, *, as_json: bool = False) -> int:
         show_json({"accounts": rows, "warnings": [str(one) for one in warnings]})
         return code
     warn(*warnings)
-    table = Table(box=None, pad_edge=False)
-    for title in ("account", "credential", "evidence"):
-        table.add_column(title, overflow="fold")
+    shown = table("account", "credential", "evidence")
     for one in tried:
         said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
-        table.add_row(str(one.key), said, Text(one.evidence))
-    show(table)
+        shown.add_row(str(one.key), said, Text(one.evidence))
+    show(shown)
     return code
 
 
 def _options() -> Options:
     """Return mitmproxy's options as its own configuration file sets them."""
     options = Options()
-    optmanager.load_paths(options, Path(CONFDIR).expanduser() / "config.yaml")
+    optmanager.load_paths(options, expanded(CONFDIR) / "config.yaml")
     return options
 
 
 async def _try_all(loaded: Config, options: Options) -> list[Tried]:
-    """Try one account after the other. Raises StoreError."""
+    """Try one account after the other. Raises StoreError, Wrong."""
     acquired = _Acquired()
-    store = make_store(str(loaded.options.get("state", "")), options)
+    store = make_store(state_of(loaded), options, tell=note)
     editor = str(loaded.options.get("editor_version", ""))
     keeper = make_keeper(
         loaded, acquired.publish, store=store, editor_version=editor, options=options
@@ -128,7 +128,8 @@ async def _try(
     key = entry.account.key
     probe = probe_of(entry, exchanged=key.provider in loaded.exchanges)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(keeper.first_try(key.provider), _CREDENTIAL_S)
+        async with asyncio.timeout(_CREDENTIAL_S):
+            await keeper.first_try(key.provider)
     kinds = acquired.credentials.get(key, {})
     credential = kinds.get(probe.kind) if probe.kind else next(iter(kinds.values()), None)
     if credential is None:

@@ -15,17 +15,19 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from shutil import which
 
 import platformdirs
+from msgspec import Struct
 
 import account_pool
+from account_pool.config.configuration import Config
 from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.replace import make_private, sync, write_beside
-from account_pool.config.values import Config
+from account_pool.config.replace import CannotEdit, make_private, sync, write_beside
+from account_pool.home import expanded, printable
+from account_pool.named_file import opened_file, read_file
 
 
 class Confirmed(Enum):
@@ -47,8 +49,7 @@ class Why(Enum):
     NONE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Struct, frozen=True):
     """A file that the user named.
 
     Attributes:
@@ -60,8 +61,7 @@ class Named:
     exists: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+class Local(Struct, frozen=True):
     """`./accounts.yaml`.
 
     Attributes:
@@ -74,8 +74,7 @@ class Local:
     checkout: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What the search found.
 
     Attributes:
@@ -137,10 +136,13 @@ def skip_line(local: Local) -> str:
         if local.confirmed is Confirmed.CHANGED
         else "has not been confirmed; it may run commands and name hosts"
     )
-    return f"{local.path} is skipped: it {why}. If it is yours, run: {command()} check --trust"
+    path = printable(local.path)
+    return f"{path} is skipped: it {why}. If it is yours, run: {command()} check --trust"
 
 
 TRUST_FILE = "confirmed.json"
+#: It has some hundred bytes for each file.
+MAX_TRUST_BYTES = 4 * 1024 * 1024
 
 
 def confirmed(path: Path, store: Path) -> Confirmed:
@@ -164,17 +166,24 @@ def confirm(path: Path, store: Path) -> None:
 
 @contextmanager
 def kept(path: Path, store: Path) -> Iterator[None]:
-    """Confirm *path* again after a change of our own, if it was confirmed before."""
+    """Confirm *path* again after a change of our own, if it was confirmed before.
+
+    Raises CannotEdit.
+    """
     before = confirmed(path, store)
     yield
     if before is Confirmed.YES:
-        confirm(path, store)
+        try:
+            confirm(path, store)
+        except OSError as error:
+            wrong = f"{path} was changed, and cannot be confirmed ({error.strerror})"
+            raise CannotEdit(f"{wrong}; run {command()} check --trust") from None
 
 
 def _confirmations(store: Path) -> dict[str, str]:
     """Return hashes by path; nothing where the file says nothing."""
     try:
-        value = json.loads(store.read_bytes())
+        value = json.loads(read_file(store, MAX_TRUST_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     pairs = value.items() if isinstance(value, dict) else ()
@@ -182,7 +191,8 @@ def _confirmations(store: Path) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    with opened_file(path) as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 NAME = "accounts.yaml"
@@ -269,13 +279,10 @@ def local_file() -> Path | None:
 
 def shown(path: Path) -> str:
     """Return *path* as a person writes it: with ~ for the home directory."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return str(path)
+    home = expanded("~")
     if home != Path(home.anchor) and path.is_relative_to(home):
-        return f"~/{path.relative_to(home).as_posix()}"
-    return str(path)
+        return printable(f"~/{path.relative_to(home).as_posix()}")
+    return printable(path)
 
 
 def counted(accounts: int, path: Path | None) -> str:
@@ -311,7 +318,7 @@ def _own_folder() -> Path:
 
 
 def _named(text: str, by: str) -> Named:
-    path = Path(text).expanduser().absolute()
+    path = expanded(text).absolute()
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

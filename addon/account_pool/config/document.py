@@ -9,13 +9,13 @@ because it holds secrets.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, field
 from yaml.error import MarkedYAMLError, YAMLError
 
-from account_pool.config.problems import ConfigError, Problem, shown_key
+from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.yaml_nodes import (
     FLAT,
     MAX_DEPTH,
@@ -31,8 +31,13 @@ from account_pool.config.yaml_nodes import (
     compose,
     read_plain,
 )
+from account_pool.core.wrong import shown_key
+from account_pool.named_file import NotAFile, TooLarge, read_file
 
 Loc = tuple[str | int, ...]
+
+#: Ten thousand accounts take a tenth of it; it takes minutes to parse more.
+MAX_BYTES = 32 * 1024 * 1024
 
 #: Below this key every name and value may be a secret.
 SECRET_KEY = "token"  # noqa: S105 - the name of a key
@@ -43,8 +48,7 @@ _INSTANTS = frozenset({"expires_at", "refresh_expires_at"})
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 
-@dataclass(slots=True)
-class Document:
+class Document(Struct):
     """The values of a file, the line of each, and what is wrong with it as YAML."""
 
     path: Path
@@ -52,6 +56,9 @@ class Document:
     lines: dict[Loc, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     _misread: list[Problem] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Document({str(self.path)!r})"  # its values may be credentials
 
     def line(self, loc: Loc) -> int:
         """Return the line of *loc*, or of what surrounds it when it is not there."""
@@ -107,9 +114,13 @@ def read(path: Path) -> Document:
         return ConfigError([Problem(path, line, "", wrong, remedy)])
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # A pipe is read as well: `<(sops decrypt ...)`.
+        text = read_file(path, MAX_BYTES, pipe=True).decode("utf-8-sig")
     except FileNotFoundError:
         raise fail(None, "the file does not exist", "create it, or correct the path") from None
+    except (NotAFile, TooLarge) as error:
+        wrong = f"cannot be read ({error.strerror})"
+        raise fail(None, wrong, "name the file of the accounts") from None
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise fail(None, f"cannot be read ({reason})", "make it a readable file") from None
@@ -209,10 +220,11 @@ class _Reader:
 
     def _mapping(self, node: Mapping, loc: Loc) -> dict[str, Any]:
         # What the mapping says itself outdoes what it takes over by `<<:`.
-        read = self._merged(node, loc)
+        merges = [value for key, value in node.pairs if _is_merge(key)]
+        read = self._merged(merges, loc) if merges else {}
         first: dict[str, int] = {}
         for key_node, value_node in node.pairs:
-            if _is_merge(key_node):
+            if merges and _is_merge(key_node):
                 continue
             if not isinstance(key_node, Scalar):
                 self._document.problem(loc, "a key is not text", "write `key: value`")
@@ -234,13 +246,11 @@ class _Reader:
             read[key] = self.value(value_node, here)
         return read
 
-    def _merged(self, node: Mapping, loc: Loc) -> dict[str, Any]:
+    def _merged(self, merges: list[Node], loc: Loc) -> dict[str, Any]:
         """Return what is behind `<<:`; of several mappings the first comes first."""
         merged: dict[str, Any] = {}
-        for key_node, value_node in node.pairs:
-            if not _is_merge(key_node):
-                continue
-            parts = value_node.items if isinstance(value_node, Sequence) else [value_node]
+        for node in merges:
+            parts = node.items if isinstance(node, Sequence) else [node]
             for part in reversed(parts):
                 if isinstance(part, Mapping):
                     merged |= self.value(part, loc)
@@ -269,4 +279,4 @@ _TAG = "a tag (!name) is not accepted here", "remove it"
 
 
 def _is_merge(node: Node) -> bool:
-    return isinstance(node, Scalar) and node.plain and node.text == "<<"
+    return isinstance(node, Scalar) and node.text == "<<" and node.plain

@@ -8,6 +8,7 @@ of the file, in one step and with a copy of what was there.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from yaml.error import YAMLError
 
 from account_pool.config import yaml_nodes
 from account_pool.config.accounts_file import kept, trust_store
+from account_pool.config.configuration import Config
+from account_pool.config.document import MAX_BYTES
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
-from account_pool.config.values import Config
+from account_pool.config.replace import CannotEdit, put_in_place, write_beside
 from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
+from account_pool.named_file import NotAFile, TooLarge, read_file
 from account_pool.providers.base import Provider
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import hidden
@@ -69,7 +72,7 @@ def add_account(
     with (
         kept(path.absolute(), trust_store()),
         _edited(
-            path.resolve(),
+            _target(path),
             account,
             environ,
             provider,
@@ -78,7 +81,7 @@ def add_account(
             renew=renew,
         ) as new,
     ):
-        return _put_in_place(new, path.resolve())
+        return put_in_place(new, _target(path))
 
 
 def add_accounts(
@@ -92,13 +95,13 @@ def add_accounts(
     its owner only. Raises CannotEdit.
     """
     with kept(path.absolute(), trust_store()):
-        path = path.resolve()
+        path = _target(path)
         draft = write_beside(path, read(path), 0o600)
         try:
             for account, provider in additions:
                 with _edited(draft, account, environ, provider, private=True, known=None) as new:
                     new.replace(draft)
-            return _put_in_place(draft, path)
+            return put_in_place(draft, path)
         except CannotEdit as error:
             raise type(error)(str(error).replace(draft.name, path.name)) from None
         finally:
@@ -118,7 +121,7 @@ def require_editable(
     Raises CannotEdit where that would.
     """
     with _edited(
-        path.resolve(), account, environ, provider, private=True, known=None, renew=renew
+        _target(path), account, environ, provider, private=True, known=None, renew=renew
     ) as new:
         try:
             return load(new, environ)
@@ -132,15 +135,7 @@ def remove_account(path: Path, key: AccountKey) -> bool:
     Raises CannotEdit, for the last account LastAccount.
     """
     with kept(path.absolute(), trust_store()):
-        return _remove(path.resolve(), key)
-
-
-def _put_in_place(new: Path, path: Path) -> Path | None:
-    """Let *new* take the place of *path*; return the copy that is kept of the old file."""
-    backup = back_up(path)
-    new.replace(path)
-    sync(path.parent)
-    return backup
+        return _remove(_target(path), key)
 
 
 @contextmanager
@@ -155,8 +150,8 @@ def _edited(
     renew: bool = False,
 ) -> Iterator[Path]:
     """Write the new file beside *path* and check it; it is removed unless it was put in place."""
-    before = problems_of(path, environ, known) if path.exists() else ()
     text = read(path)
+    before = problems_of(path, environ, known) if path.exists() else ()
     key = AccountKey(account["provider"], normalise_label(account["label"]))
     is_there = key in account_keys(text)
     if renew and not is_there:
@@ -175,13 +170,25 @@ def _edited(
         found = False
     if not found:
         raise CannotEdit(f"{path.name} cannot be edited by this command; add the account by hand")
-    mode = 0o600 if private or not path.exists() else stat.S_IMODE(path.stat().st_mode)
-    written = write_beside(path, changed, mode)
+    written = write_beside(path, changed, 0o600 if private else _mode(path))
     try:
         _check(written, path, key, before, problems_of(written, environ, known))
         yield written
     finally:
         written.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Return who may do what with the file *path*; its owner alone where it is not there."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0o600
+
+
+def _target(path: Path) -> Path:
+    """Return the file that *path* leads to: links stay. `Path.resolve` may raise RuntimeError."""
+    return Path(os.path.realpath(path))
 
 
 def problems_of(
@@ -321,9 +328,9 @@ def _remove(path: Path, key: AccountKey) -> bool:
     changed = _without(text, entries, found[0])
     if not _is_right(changed, account_keys(text) - {key}):
         raise CannotEdit(f"{path.name} cannot be edited by this command; remove {key} by hand")
-    written = write_beside(path, changed, stat.S_IMODE(path.stat().st_mode))
+    written = write_beside(path, changed, _mode(path))
     try:
-        _put_in_place(written, path)
+        put_in_place(written, path)
     finally:
         written.unlink(missing_ok=True)
     return True
@@ -356,11 +363,15 @@ def _without(text: str, entries: list[Node], number: int) -> str:
 def read(path: Path) -> str:
     """Return the text of *path*, "" when it is not there. Raises CannotEdit."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return ""
+    except (NotAFile, TooLarge) as error:
+        wrong = f"{path} cannot be read ({error.strerror})"
+        raise CannotEdit(f"{wrong}; name the file of the accounts") from None
     except OSError as error:
-        raise CannotEdit(f"{path} cannot be read ({error.strerror})") from None
+        wrong = f"{path} cannot be read ({error.strerror})"
+        raise CannotEdit(f"{wrong}; make it a readable file") from None
     except UnicodeDecodeError:
         raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
 

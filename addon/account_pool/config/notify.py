@@ -6,7 +6,6 @@ its scheme and host only, a command by the name of its program, a variable by it
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from account_pool.core.browser import stays_here
 from account_pool.core.wrong import Wrong
 from account_pool.providers.token_forms import hidden
 
@@ -189,19 +189,11 @@ def _address(text: str) -> SplitResult:
         raise Wrong("the address is malformed", _ACCEPTED) from None
     if not text.isprintable() or " " in text or not host:
         raise Wrong("the address is malformed", _ACCEPTED)
-    if url.scheme == "http" and not is_loopback(host):
+    if url.scheme == "http" and not stays_here(host):
         raise Wrong("http is unencrypted", "write https://; http is for this machine only")
     if url.scheme not in ("http", "https"):
         raise Wrong("the address is not https", _ACCEPTED)
     return url
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether *host* is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _command(text: str) -> Command:

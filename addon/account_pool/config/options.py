@@ -13,8 +13,8 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
+from account_pool.core.wrong import Wrong, shown
 
 OptionValue = str | int | float | bool
 #: Shorter ways through mitmproxy, in the order in which they build on each other.
@@ -140,7 +140,7 @@ def _late(module: str, name: str) -> Callable[[Any], Any]:
     """Return a function of a *module* that is imported when it is first called."""
 
     def call(value: Any) -> Any:
-        return getattr(importlib.import_module(f"account_pool.config.{module}"), name)(value)
+        return getattr(importlib.import_module(f"account_pool.{module}"), name)(value)
 
     return call
 
@@ -175,8 +175,12 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "How long an account is on cooldown, in seconds, after a limit that names no reset. "
         "Doubles with each limit in a row, up to half an hour.", minimum=1),
     PoolOption("state", str, "",
-        "Path of the database that keeps cooldowns and sessions over a restart, or memory: for "
-        "none. Empty: a file in mitmproxy's own directory."),
+        "Path of the database that keeps cooldowns and sessions over a restart, memory: for none, "
+        "or the URL of a Redis or Valkey that proxies of several machines share: "
+        "rediss://user@host:6379/0?pool=team&password=env:NAME. Empty: a file in mitmproxy's own "
+        "directory.",
+        reader=_late("config.state", "read_state"),
+        writer=_late("config.state", "write_state")),
     PoolOption("github_token", str, "",
         "The GitHub token of a single Copilot account, when there is no accounts file. Other "
         "users of this machine can see it on the command line: prefer GITHUB_TOKEN.",
@@ -225,8 +229,9 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Where to send a notification when an account goes or comes back: https://... for a "
         "webhook, ntfy:TOPIC, desktop, or a command, which gets JSON on its input; a list of "
         "these in accounts.yaml, where {env: NAME} names a variable that holds one.",
-        reader=_late("notify", "read_targets"), writer=_late("notify", "write_targets"),
-        conceal=_late("notify", "shown_targets")),
+        reader=_late("config.notify", "read_targets"),
+        writer=_late("config.notify", "write_targets"),
+        conceal=_late("config.notify", "shown_targets")),
     PoolOption("look_up", bool, False,
         "Ask Anthropic (Claude subscriptions), ChatGPT, GitHub and OpenRouter what idle accounts "
         "have left, at most every five minutes an account, under the name of this project."),
@@ -240,7 +245,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Your own prices, in USD for a million tokens, by provider or account and model; and what "
         "a subscription costs a month. A list of mappings in accounts.yaml, JSON on the command "
         "line. All other models have their list price.",
-        reader=_late("prices", "read_prices"), writer=_late("prices", "write_prices")),
+        reader=_late("core.prices", "read_prices"), writer=_late("core.prices", "write_prices")),
     PoolOption("requests_kept", int, 30,
         "How many days a row about each request is kept in the state database: when, which account "
         "and model, how it ended, tokens, cost. Never a prompt or an answer. 0 keeps none."),

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from account_pool.core.wrong import MAX_SHOWN_CHARS, NOT_SHOWN, Wrong, shown, shown_key, unknown
+from msgspec import Struct
 
-__all__ = [
-    "MAX_SHOWN_CHARS",
-    "MISSING",
-    "NOT_SHOWN",
-    "REMEDIES",
-    "UNKNOWN_KEY",
-    "ConfigError",
-    "Problem",
-    "Wrong",
-    "shown",
-    "shown_key",
-    "unknown",
-]
+from account_pool.home import printable
 
 #: The texts of two problems that may be one mistake: see `_one_each`.
 UNKNOWN_KEY, MISSING = "unknown key", "is missing"
 _DID_YOU_MEAN = re.compile(r"did you mean (\w+)\?\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One thing to correct.
 
     Attributes:
@@ -47,7 +33,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
+        path = printable(self.path)
+        place = path if self.line is None else f"{path}:{self.line}"
         return ": ".join(part for part in (place, self.key, f"{self.wrong}; {self.remedy}") if part)
 
 

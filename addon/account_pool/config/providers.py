@@ -8,21 +8,15 @@ from __future__ import annotations
 import re
 from collections import ChainMap
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from msgspec import Struct, field
+
 from account_pool.config.document import Document, Loc
-from account_pool.config.problems import (
-    MISSING,
-    NOT_SHOWN,
-    REMEDIES,
-    Wrong,
-    shown,
-    shown_key,
-    unknown,
-)
+from account_pool.config.problems import MISSING, REMEDIES
 from account_pool.config.shapes import AccountShape, check_part, check_provider
+from account_pool.core.wrong import NOT_SHOWN, Wrong, shown, shown_key, unknown
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
@@ -111,8 +105,7 @@ _TAKEN = frozenset(AccountShape.__struct_fields__) - {
 }
 
 
-@dataclass(slots=True)
-class _Notes:
+class _Notes(Struct):
     """Tells a document what is wrong with a definition in it."""
 
     document: Document
@@ -127,8 +120,7 @@ class _Notes:
         return check_part(self.document, loc, kind, value)
 
 
-@dataclass(slots=True)
-class Providers:
+class Providers(Struct):
     """The providers of a configuration.
 
     Attributes:
@@ -161,8 +153,7 @@ def read_providers(document: Document, built_in: Mapping[str, Provider]) -> Prov
     return providers
 
 
-@dataclass(slots=True)
-class _Reader:
+class _Reader(Struct):
     """Reads one provider after the other into *result*."""
 
     document: Document

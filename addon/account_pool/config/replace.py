@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from account_pool.named_file import opened_file
 
 
 class CannotEdit(Exception):
@@ -14,17 +17,37 @@ class CannotEdit(Exception):
 
 def write_beside(path: Path, text: str, mode: int) -> Path:
     """Write *text* to a new file in the same directory, on the disk when this returns."""
+    new = None
     try:
         number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        new = Path(name)
         with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
             # Never readable by others, not even for a moment.
-            Path(name).chmod(mode)
+            new.chmod(mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        if new is not None:
+            new.unlink(missing_ok=True)
         raise CannotEdit(f"cannot write in {path.parent} ({error.strerror})") from None
-    return Path(name)
+    return new
+
+
+def put_in_place(new: Path, path: Path) -> Path | None:
+    """Let *new* take the place of *path*; return the copy that is kept of the old file.
+
+    Raises CannotEdit.
+    """
+    try:
+        backup = back_up(path)
+        new.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        # A file that is a mount point of its own, as in a container, cannot be replaced.
+        busy = "; mount its directory, not the file" if error.errno == errno.EBUSY else ""
+        raise CannotEdit(f"{path} cannot be replaced ({error.strerror}){busy}") from None
+    return backup
 
 
 def back_up(path: Path) -> Path | None:
@@ -32,9 +55,12 @@ def back_up(path: Path) -> Path | None:
     if not path.exists():
         return None
     backup = path.with_name(path.name + ".bak")
-    backup.unlink(missing_ok=True)
-    backup.touch(mode=0o600)
-    shutil.copyfile(path, backup)
+    # It may be a pipe by now.
+    with opened_file(path) as file:
+        backup.unlink(missing_ok=True)
+        backup.touch(mode=0o600)
+        with backup.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
     return backup
 
 

@@ -9,12 +9,12 @@ of its time is the garbage collector's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import yaml
+from msgspec import Struct, field
 from yaml import SafeLoader, events
 from yaml.error import YAMLError
 from yaml.nodes import ScalarNode
@@ -40,8 +40,7 @@ PARSERS: tuple[Any, ...] = (
 )
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(Struct, eq=False):
     """A value, and where its text is.
 
     Attributes:
@@ -59,17 +58,18 @@ class Node:
     start: int
     end: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(line={self.line})"  # its text may be a credential
 
-@dataclass(slots=True, eq=False)
-class Scalar(Node):
+
+class Scalar(Node, eq=False):
     """One value; *plain* without quotes, tag and |."""
 
     text: str
     plain: bool
 
 
-@dataclass(slots=True, eq=False)
-class Collection(Node):
+class Collection(Node, eq=False):
     """A list or a mapping; *flow* with brackets."""
 
     flow: bool
@@ -79,16 +79,14 @@ class Collection(Node):
         raise NotImplementedError
 
 
-@dataclass(slots=True, eq=False)
-class Sequence(Collection):
+class Sequence(Collection, eq=False):
     items: list[Node] = field(default_factory=list)
 
     def nodes(self) -> list[Node]:
         return self.items
 
 
-@dataclass(slots=True, eq=False)
-class Mapping(Collection):
+class Mapping(Collection, eq=False):
     pairs: list[tuple[Node, Node]] = field(default_factory=list)
 
     def nodes(self) -> list[Node]:
@@ -113,7 +111,7 @@ def compose(text: str) -> Node | None:
     error: YAMLError | None = None
     for parser in PARSERS:
         try:
-            return _Composer().compose(yaml.parse(text, Loader=parser))
+            return _Composer().compose(_events(text, parser))
         except YAMLError as e:
             error = e
         except (ValueError, OverflowError):
@@ -125,8 +123,16 @@ def compose(text: str) -> Node | None:
     raise error
 
 
-@dataclass(slots=True)
-class _Anchor:
+def _events(text: str, parser: Any) -> Iterator[events.Event]:
+    """Yield what `yaml.parse` does, without two calls for each."""
+    made = parser(text)
+    try:
+        yield from iter(made.get_event, None)
+    finally:
+        made.dispose()
+
+
+class _Anchor(Struct):
     """What an alias stands for: a node, and once that has ended how much is in it."""
 
     node: Node
@@ -135,8 +141,7 @@ class _Anchor:
     ended: bool = False
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """A list or mapping that has not ended."""
 
     node: Sequence | Mapping
@@ -179,16 +184,22 @@ class _Composer:
             raise Refused(_line(event), "a second document begins", "remove the line ---")
 
     def _scalar(self, event: Any) -> None:
-        mark, tag = event.start_mark, event.tag
+        # Nearly all of a long file: what others call is written out.
+        mark, end, tag, text = event.start_mark, event.end_mark, event.tag, event.value
         # PyYAML's own parser lets it pass; no file, log or database takes it.
-        if not event.value.isascii() and _SURROGATE.search(event.value):
+        if not text.isascii() and _SURROGATE.search(text):
             raise Refused(_line(event), *_NO_CHARACTER)
+        end_at = end.index if end.column else _end_of(event)
         plain = tag is None and not event.style
-        node = Scalar(
-            tag, mark.line + 1, mark.column, mark.index, _end_of(event), event.value, plain
-        )
-        anchor = None if event.anchor is None else self._anchor(event, node)
-        self._close(node, anchor)
+        node = Scalar(tag, mark.line + 1, mark.column, mark.index, end_at, text, plain)
+        if event.anchor is not None:
+            self._close(node, self._anchor(event, node))
+            return
+        self._nodes += 1
+        if self._open:
+            self._open[-1].children.append(node)
+        else:
+            self._root = node
 
     def _begin(self, kind: type[Sequence | Mapping], event: Any) -> None:
         if len(self._open) == MAX_DEPTH:
@@ -265,8 +276,7 @@ def _end_of(event: Any) -> int:
 # cannot be known.
 
 
-@dataclass(frozen=True, slots=True)
-class Ambiguous:
+class Ambiguous(Struct, frozen=True):
     """The versions of YAML differ on it.
 
     Attributes:

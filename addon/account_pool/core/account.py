@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import Struct
+
 
 class AccountKey(NamedTuple):
     """The unique name of an account; prints as `provider/label`."""
@@ -44,8 +46,7 @@ def normalise_label(label: str) -> str:
     return normalised
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFilter:
+class ModelFilter(Struct, frozen=True):
     """Globs an account may serve; `!glob` excludes, the last match wins.
 
     No globs allow everything. A list of only exclusions allows the rest.
@@ -53,6 +54,7 @@ class ModelFilter:
 
     globs: tuple[str, ...] = ()
 
+    @lru_cache(maxsize=4_096)  # noqa: B019 - as above; names of models are cut at 200 characters
     def allows(self, model: str | None) -> bool:
         """Say whether *model* may be served. An unknown model (None) always may."""
         if not self.globs or model is None:
@@ -62,6 +64,9 @@ class ModelFilter:
             if fnmatchcase(model, glob.removeprefix("!")):
                 allowed = not glob.startswith("!")
         return allowed
+
+
+_ANY_MODEL = ModelFilter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +96,7 @@ class Account:
     label: str
     priority: int = 0
     weight: int = 1
-    models: ModelFilter = ModelFilter()
+    models: ModelFilter = _ANY_MODEL
     max_concurrent: int | None = None
     min_interval_s: float = 0.0
     enabled: bool = True

@@ -20,8 +20,9 @@ remembers its waits; the request's life is in `attempts.py`.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 from math import inf
+
+from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import SOCKETS
@@ -29,14 +30,12 @@ from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspects
 from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.pool import Pool
-from account_pool.core.retry_policy import FOLLOW_UP_PATIENCE, MAX_PROBE_BYTES, Limits
 from account_pool.core.sessions import SessionLease
 from account_pool.core.state import AccountState
-from account_pool.core.steps import Wait
+from account_pool.core.steps import FOLLOW_UP_PATIENCE, MAX_PROBE_BYTES, Limits, Wait
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class AccountChoice:
+class AccountChoice(Struct, kw_only=True, eq=False):
     """Chooses the accounts of one request.
 
     Attributes:
@@ -222,14 +221,14 @@ class AccountChoice:
     def leaves_for_model(self, now: float) -> bool:
         """Say whether *home* would go on serving the conversation, but for this model."""
         state = self.at_home
-        if self.home is not None and self.suspects.miss_model:
+        if self.home is not None and self.suspects.found and self.suspects.miss_model:
             return True
         if state is None or not state.enabled or state.key in self.avoid:
             return False
         if state.cooling_until(None, now) > now:
             return False
         model = self.facts.model
-        return not state.account.models.allows(model) or state.cooling_until(model, now) > now
+        return state.cooling_until(model, now) > now or not state.account.models.allows(model)
 
     # -- nobody can serve it now
 
@@ -257,7 +256,9 @@ class AccountChoice:
 
     def _may_wait(self) -> bool:
         """Say whether this request may be held; one that was held before keeps its place."""
-        return self.ticket is not None or self.pool.may_wait(self.facts, self.limits.max_waiting)
+        return self.ticket is not None or self.pool.admission.has_room(
+            self.facts.body_bytes, self.limits.max_waiting
+        )
 
     def _wait_in_line(
         self,
@@ -271,11 +272,11 @@ class AccountChoice:
         ticket = self.ticket = self.ticket or Ticket(facts=self.facts)
         ticket.avoid, ticket.only, ticket.give_up_at = frozenset(avoid), only, give_up_at
         ticket.home = self.home
-        return Wait(self.pool.wait(ticket, nobody.retry_at), ticket)
+        return Wait(self.pool.admission.wait(ticket, nobody.retry_at), ticket)
 
     def leave_line(self) -> Lease | None:
         """Wait no more; return the lease it was given while it waited, if any."""
-        return self.pool.stop_waiting(self.ticket) if self.ticket is not None else None
+        return self.pool.admission.stop_waiting(self.ticket) if self.ticket is not None else None
 
     def take_given(self, now: float) -> Lease | None:
         """Leave the line; return the lease it was given, if the request can still use it."""

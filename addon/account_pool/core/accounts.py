@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import count
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BENCHING, Cause, Cooldown
+from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Credential, are_of_others, fingerprint
-from account_pool.core.decisions import By, Decisions, Kind
+from account_pool.core.decisions import By, Decisions, Kind, Transition, decision_of
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
 from account_pool.core.headroom import UNKNOWN, Window, reserved
 from account_pool.core.lease import Lease
-from account_pool.core.members import Members, Owners
-from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.members import Members
+from account_pool.core.outcome import BENCHING, Outcome, OutcomeClass
+from account_pool.core.permits import Permits
 from account_pool.core.selection import POLICIES, SelectionPolicy
-from account_pool.core.state import AccountState, ByModel, Transition, decision_of
+from account_pool.core.state import AccountState, Ramps
 
 _BY_401 = BENCHING - {OutcomeClass.FORBIDDEN_ACCOUNT}
 #: What others know already, or the next response shows again.
@@ -49,6 +51,7 @@ class Accounts:
 
     Attributes:
         decisions: what was decided, and why.
+        find: returns the state of one account, None if it is not here. Read only.
         policy: makes the selection policy of a provider.
         members: the accounts by provider, each where it belongs now.
         owners: whose limits the accounts run into.
@@ -56,30 +59,42 @@ class Accounts:
             saves them.
         sharing: `max_concurrent` is divided with other proxies (`shares.py`).
         proxies: how many there are, over which `min_interval` is spread.
+        permits: how it returns to accounts carefully, with other proxies.
         starved: accounts that were full when nobody else could serve.
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
         on_removal: called with a provider: some may wait in vain from now on.
         on_urgent: called when what must not be lost was learnt: it would be refused again.
+        on_short: called when a greater share may be had: at each request, while all is busy.
     """
 
-    def __init__(self, strategy: str) -> None:
+    def __init__(self, strategy: str, chance: Callable[[], float]) -> None:
         """Raises KeyError for an unknown *strategy* (`selection.POLICIES`)."""
         self.policy: Callable[[], SelectionPolicy] = POLICIES[strategy]
         self.decisions = Decisions()
         self.members = _MembersByProvider(self)
         self.owners = Owners()
+        self._prints = 0
         self.dirty: set[AccountKey] = set()
         self.sharing = False
         self.proxies = 1
+        self.permits = Permits(self.members, chance)
         self.starved: set[AccountKey] = set()
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None
         self.on_removal: Callable[[str], None] = lambda _provider: None
         self.on_urgent: Callable[[], None] = lambda: None
+        self.on_short: Callable[[], None] = lambda: None
         self._positions = count()
+        self._by_key: dict[AccountKey, AccountState] = {}
+        self.find: Callable[[AccountKey], AccountState | None] = self._by_key.get
         self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def fingerprint(self) -> str:
+        """How many there are, and which: proxies with the same have accounts of the same names."""
+        return f"{len(self._by_key)} {self._prints:016x}"
 
     # -- looking them up
 
@@ -95,10 +110,6 @@ class Accounts:
     def providers(self) -> list[str]:
         """Names of the providers that have accounts."""
         return [provider for provider, m in self.members.items() if m.by_label]
-
-    def find(self, key: AccountKey) -> AccountState | None:
-        """The state of one account, None if it is not here. Read only."""
-        return self.members[key.provider].by_label.get(key.label)
 
     def get(self, key: AccountKey) -> AccountState:
         """The state of one account. Read only. Raises UnknownAccount."""
@@ -141,7 +152,8 @@ class Accounts:
             source=source,
             share=0.0 if self.sharing else inf,
         )
-        members.by_label[account.label] = state
+        members.by_label[account.label] = self._by_key[state.key] = state
+        self._prints ^= _print(state.key)
         members.failures.forget_refused()
         members.place(state, now)
         self.changed(state.key, now)
@@ -153,7 +165,8 @@ class Accounts:
         members = self.members[key.provider]
         members.unplace(state)
         members.failures.bare.discard(key)
-        del members.by_label[key.label]
+        del members.by_label[key.label], self._by_key[key]
+        self._prints ^= _print(key)
         state.removed = True
         state.epoch += 1
         self.owners.forget(key)
@@ -188,8 +201,10 @@ class Accounts:
         then, and the credential comes through `set_credentials`. Raises UnknownAccount.
         """
         state = self.get(key)
+        if not who:
+            return False
         written, _, known = state.source.partition("/")
-        if who in ("", known):
+        if who == known:
             return False
         source = f"{written}/{who}"
         if are_of_others(known, who):
@@ -338,7 +353,7 @@ class Accounts:
         if starved:
             self.starved.add(state.key)
         if state.share < limit:
-            self.on_urgent()
+            self.on_short()
             self.mark_dirty(state.key)
 
     # -- how they change
@@ -426,6 +441,46 @@ class Accounts:
                 self.decisions.add(decision)
 
 
+class Owners:
+    """Whose limits each account runs into: an organisation, team or project, as responses said.
+
+    Accounts of one owner share them. Nobody has to write that down.
+    """
+
+    __slots__ = ("_members", "_owner")
+
+    def __init__(self) -> None:
+        self._owner: dict[AccountKey, str] = {}
+        self._members: dict[tuple[str, str], set[AccountKey]] = {}
+
+    def learn(self, key: AccountKey, owner: str) -> None:
+        """Note that *key* is one of *owner*'s."""
+        if self._owner.get(key) != owner:
+            self.forget(key)
+            self._owner[key] = owner
+            self._members.setdefault((key.provider, owner), set()).add(key)
+
+    def forget(self, key: AccountKey) -> None:
+        """*key* is gone, or has another credential."""
+        owner = self._owner.pop(key, None)
+        if owner is not None:
+            members = self._members[key.provider, owner]
+            members.discard(key)
+            if not members:
+                del self._members[key.provider, owner]
+
+    def of(self, key: AccountKey) -> str | None:
+        """Return the owner of *key*, None while no answer has named one."""
+        return self._owner.get(key)
+
+    def others(self, key: AccountKey) -> list[AccountKey]:
+        """Return the other accounts of the owner of *key*, sorted."""
+        owner = self._owner.get(key)
+        if owner is None:
+            return []
+        return sorted(self._members[key.provider, owner] - {key})
+
+
 def is_401(cause: Cause | Outcome) -> bool:
     """Say whether *cause* is a refusal of a credential: another one ends it."""
     return cause.cls in _BY_401
@@ -454,6 +509,11 @@ def occupancy(states: Iterable[AccountState]) -> dict[str, int]:
     return {"size": len(in_flight), "busy": sum(n > 0 for n in in_flight)}
 
 
+def _print(key: AccountKey) -> int:
+    """Return a number for *key*; those of several are joined by xor, in any order."""
+    return int.from_bytes(sha256(str(key).encode(errors="replace")).digest()[:8])
+
+
 def _forget(members: Members, change: Transition) -> list[Cooldown]:
     """Forget what responses have said; return the cooldowns that this ends."""
     state = change.state
@@ -461,6 +521,6 @@ def _forget(members: Members, change: Transition) -> list[Cooldown]:
     ended = change.end_cooldowns()
     change.end_verdicts()
     change.enable()
-    state.ramps = ByModel()
+    state.ramps = Ramps()
     state.headroom, state.reserved, state.forgotten_at = UNKNOWN, (), change.now
     return ended

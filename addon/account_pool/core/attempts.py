@@ -5,7 +5,7 @@ whatever order events come in. The shell carries steps out and decides nothing.
 
     phase       event       what follows
     NEW         begin       choose an account
-    SENT        refused     the reaction to the refusal (`retry_policy.reaction`), see below
+    SENT        refused     the reaction to the refusal (`_reaction_to`), see below
                 broken      the same account on a new connection, now or after a pause; or give up
                 withdrawn   choose an account
                 committed   COMMITTED: the response is good, there are no more attempts
@@ -16,13 +16,13 @@ whatever order events come in. The shell carries steps out and decides nothing.
     any         left        OVER: the client has gone
 
     reaction        the lease        what follows
-    RENEW           is kept          REFRESHING, once for each account; then as BLAME
-    BLAME           comes back       a verdict; deliver what all have refused, or choose
-    ASK_FOR_MODEL   comes back       as BLAME, about this model
-    MOVE            teaches a limit  choose an account
-    SPREAD          teaches a pause  WAITING a moment, then choose; deliver after some
-    REPEAT          is kept          WAITING a moment, then the same account; then another; deliver
-    DELIVER         comes back       deliver
+    renew           is kept          REFRESHING, once for each account; then as blame
+    blame           comes back       a verdict; deliver what all have refused, or choose
+    ask_for_model   comes back       as blame, about this model
+    move            teaches a limit  choose an account
+    spread          teaches a pause  WAITING a moment, then choose; deliver after some
+    repeat          is kept          WAITING a moment, then the same account; then another; deliver
+    deliver         comes back       deliver
 
 To choose is to send, to wait in line, or to give up (`account_choice`). To give up is to
 deliver the refusal in hand or, where there is none, to synthesize a response. Which phase a
@@ -34,11 +34,12 @@ IllegalEvent and changes nothing. An open WebSocket has events of its own
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.account_choice import AccountChoice
-from account_pool.core.cooldown import is_about_account, usable_hint
 from account_pool.core.decisions import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount
 from account_pool.core.health import Suspects
@@ -46,32 +47,28 @@ from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import RequestEvents
-from account_pool.core.retry_policy import (
+from account_pool.core.sessions import SessionLease
+from account_pool.core.steps import (
     BARE_JITTER_S,
     BARE_PAUSE_S,
     BARE_TRIES,
-    Broken,
-    Limits,
-    Reaction,
-    broken_off,
-    connect_pause_s,
-    is_of_account,
-    overload_pause_s,
-    reaction,
-    try_again,
-    unserved,
-)
-from account_pool.core.sessions import SessionLease
-from account_pool.core.steps import (
     PHASE_AFTER,
     Attempt,
+    Broken,
     Deliver,
+    Limits,
     Phase,
     Refresh,
     Send,
     Step,
     Synthesize,
     Wait,
+    broken_off,
+    connect_pause_s,
+    is_of_account,
+    overload_pause_s,
+    try_again,
+    unserved,
 )
 
 #: What its client is told to wait where no deadline is known, seconds.
@@ -166,11 +163,12 @@ class Attempts:
         outcome = outcome.masked(lease.credential.secret)
         self.history[-1].outcome = outcome
         # The limit of one says more than that another was not accepted.
-        self.keeps_earlier = any(
-            a.outcome is not None and a.outcome.cls in _LIMITS for a in self.history[:-1]
-        ) and is_about_account(outcome)
+        self.keeps_earlier = (
+            any(a.outcome is not None and a.outcome.cls in _LIMITS for a in self.history[:-1])
+            and outcome.blames_account
+        )
         self._refused, self.choice.nobody = True, None
-        react = _REACTIONS[reaction(outcome, self.facts.model)]
+        react = _reaction_to(outcome, self.facts.model)
         return self._enter(react(self, lease, outcome, now), now)
 
     def refused_for_ours(self, outcome: Outcome, now: float) -> Step:
@@ -436,7 +434,7 @@ def _was_limited(attempts: Attempts) -> bool:
     from its response: told of a bad credential it would log out.
     """
     outcomes = [attempt.outcome for attempt in attempts.history]
-    return not all(outcome is not None and is_about_account(outcome) for outcome in outcomes)
+    return not all(outcome is not None and outcome.blames_account for outcome in outcomes)
 
 
 def _out_of_attempts(attempts: Attempts, now: float) -> Step:
@@ -461,6 +459,7 @@ def _give_up(attempts: Attempts, step: Deliver | Synthesize, now: float) -> Step
 
 
 def _renew(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
+    """Its credential is renewed, once and if that is worth it."""
     # Also when this request cannot be sent again: nobody is benched before its
     # credential was renewed, and the next request will need it.
     expired = outcome.cls is OutcomeClass.AUTH_EXPIRED and outcome.explicit
@@ -472,6 +471,7 @@ def _renew(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> St
 
 
 def _blame(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
+    """It may be the fault of the account, or of the request: the others are asked."""
     attempts._return(None, now)
     attempts.choice.avoid.add(lease.key)
     attempts.suspects.add(lease, outcome, now)
@@ -500,6 +500,7 @@ def _ask_for_model(attempts: Attempts, lease: Lease, outcome: Outcome, now: floa
 
 
 def _move(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
+    """The account cools; the others are asked."""
     attempts._return(outcome, now)
     model = attempts.facts.model
     of_model = outcome.scope is Scope.MODEL and model is None
@@ -508,14 +509,16 @@ def _move(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Ste
     ):
         # What is limited need not be what the request will be chosen by.
         attempts.choice.avoid.add(lease.key)
-    if usable_hint(outcome.cooldown_s) == 0:
+    if outcome.cooldown_s == 0:
         # "Come back at once" is no reason to wait here: others are asked before.
         attempts.choice.move_at = now
     return _choose_if(attempts, outcome.replayable, now)
 
 
 def _spread(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """When all who were asked say the same, it is not the accounts' limit but perhaps the
+    """A 429 without evidence: some others are asked, and not all at once.
+
+    When all who were asked say the same, it is not the accounts' limit but perhaps the
     address's.
     """
     attempts._return(outcome, now)
@@ -543,6 +546,7 @@ def _spread(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> S
 
 
 def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
+    """It is tried once more in place, then once elsewhere: more would make an overload worse."""
     attempts.pool.failures(attempts.facts.provider).overloaded(lease, now)
     attempts._overloads += 1
     if attempts.replayable and attempts.may_send:
@@ -562,15 +566,33 @@ def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> S
 
 
 def _deliver(attempts: Attempts, _lease: Lease, _outcome: Outcome, now: float) -> Step:
+    """It is the request's own fault, or nobody's: the client gets it as it is."""
     return _give_up(attempts, Deliver(), now)
 
 
-_REACTIONS: dict[Reaction, Callable[[Attempts, Lease, Outcome, float], Step]] = {
-    Reaction.RENEW: _renew,
-    Reaction.BLAME: _blame,
-    Reaction.ASK_FOR_MODEL: _ask_for_model,
-    Reaction.MOVE: _move,
-    Reaction.SPREAD: _spread,
-    Reaction.REPEAT: _repeat,
-    Reaction.DELIVER: _deliver,
+_Reaction = Callable[[Attempts, Lease, Outcome, float], Step]
+
+_REACTIONS: dict[OutcomeClass, _Reaction] = {
+    OutcomeClass.AUTH_EXPIRED: _renew,
+    OutcomeClass.AUTH_INVALID: _renew,
+    OutcomeClass.FORBIDDEN_ACCOUNT: _blame,
+    OutcomeClass.RATE_LIMIT: _move,
+    OutcomeClass.QUOTA: _move,
+    OutcomeClass.OVERLOADED: _repeat,
+    OutcomeClass.SERVER_ERROR: _repeat,
+    OutcomeClass.REQUEST_ERROR: _deliver,
+    OutcomeClass.TRANSPORT: _deliver,
+    OutcomeClass.OK: _deliver,
 }
+
+
+def _reaction_to(outcome: Outcome, model: str | None) -> _Reaction:
+    """Return what is done about *outcome* of a request for *model*."""
+    match outcome:
+        case Outcome(cls=OutcomeClass.QUOTA, unknown=True):
+            return _blame
+        case Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.NONE):
+            return _spread
+        case Outcome(cls=OutcomeClass.REQUEST_ERROR, missing_model=True) if model:
+            return _ask_for_model
+    return _REACTIONS[outcome.cls]

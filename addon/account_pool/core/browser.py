@@ -14,9 +14,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from msgspec import Struct
 
 from account_pool.core.wrong import Wrong, shown
 
@@ -142,6 +143,19 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def stays_here(host: str) -> bool:
+    """Say whether what is sent to *host* stays on this machine, whatever a name server says.
+
+    Stricter than `is_loopback`: for what may travel unencrypted.
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @lru_cache(maxsize=1024)
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
     """Return the address that *host* is, in brackets or not; None if it is a name."""
@@ -154,8 +168,7 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 # -- what the owner allows
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(Struct, frozen=True):
     """What the owner has named: origins that may use the accounts, names of this proxy."""
 
     origins: frozenset[str] = frozenset()

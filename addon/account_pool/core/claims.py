@@ -4,8 +4,9 @@
 
 A refresh token is worth one refresh, so one proxy at a time asks. Once a refresh token has
 left, nobody but the server knows whether it is spent until the answer is here. The answer is
-waited for, for minutes; where it never comes, the same token is sent again only when nothing
-is lost by it: when the access token that came with it has ended, too.
+waited for, for minutes; where it never comes, the same token is sent again only when the access
+token that came with it has ended, too. Nothing is lost by that, unless whoever had the claim is
+only stopped or cut off, with the answer: it cannot be told from one that is gone.
 
 Each claim has a number of its own (a fence) that grows. Who writes with a lower one than
 what is stored was overtaken: its claim had ended before it could write.
@@ -15,8 +16,10 @@ Times are seconds of the store's clock, which all proxies share.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 #: Seconds to come from the claim to the moment at which the request leaves.
 CLAIM_S = 25.0
@@ -26,8 +29,7 @@ ANSWER_S = 300.0
 SENT_S = ANSWER_S + 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(Struct, frozen=True, kw_only=True):
     """The row.
 
     Attributes:
@@ -76,14 +78,18 @@ def ask(
         is_gone: the process of whoever has the claim is known to be dead.
         is_over: the access token that came with *token* is worth nothing any more.
     """
-    # One that ends later than any could was made before a clock was set back.
-    lasts = now < found.until <= now + SENT_S
-    if found.owner and found.owner != owner and lasts and not is_gone:
+    if found.owner != owner and is_held(found, now=now, is_gone=is_gone):
         return Taken(found.until - now, found.sent != "")
     if found.sent == token and not is_over:
         return Taken(0.0, True)
     fence = max(found.fence, stored_fence) + 1
     return Claim(fence=fence, owner=owner, until=now + CLAIM_S, sent=found.sent)
+
+
+def is_held(found: Claim, *, now: float, is_gone: bool) -> bool:
+    """Say whether somebody refreshes; *is_gone*: the owner's process is known to be dead."""
+    # One that ends later than any could was made before a clock was set back.
+    return found.owner != "" and now < found.until <= now + SENT_S and not is_gone
 
 
 def send(found: Claim, fence: int, *, token: str, now: float) -> Claim | None:

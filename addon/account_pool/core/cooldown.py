@@ -1,4 +1,4 @@
-"""When a refused account may be asked again, why not before, and how much it takes then.
+"""When a refused account may be asked again, and why not before.
 
 Decides deadlines from values; the pool keeps the results. A cooldown covers a whole
 account (`model is None`) or one model, family or feature of it. Nothing here knows
@@ -8,24 +8,20 @@ A refusal about a credential or an account may be the request's fault. It opens 
 Another account that serves the same request is the witness: then the account is benched or
 disabled. Until then, for ten minutes or until it serves, it is asked after all others
 (docs/why.md); `health.py` applies it.
-
-The herd of an account that became limited would throttle the next one as well: where it
-goes, concurrency starts at one and grows (docs/storms.md). The same holds for an account
-that returns from a cooldown, where one request tries first: both have a `Ramp`. Counted are
-requests nobody has answered yet: an answer's head tells whether there is a limit, its
-body may stream for minutes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
 from operator import attrgetter
 from typing import cast
 
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from account_pool.core.outcome import BENCHING, Outcome, OutcomeClass, Scope
 
 #: Longest wait that is believed. The longest real one known is a yearly plan.
 MAX_HINT_S = 366 * 86400.0
@@ -56,31 +52,13 @@ CONFIRMED_PROBE_S, CONFIRMED_EVERY_S, LAST_SHARE = 4 * 3600.0, 86400.0, 0.05
 VERDICT_S = 600.0
 #: Verdicts open at a time per account. Clients choose the names of models.
 MAX_VERDICTS = 16
-#: Time in which concurrency grows by one, seconds, also when nobody has answered.
-STEP_S = 0.25
-#: Longest time an account is treated with care, seconds.
-RAMP_S = 30.0
-#: How long the first request after a cooldown is alone while it is not answered, seconds.
-#: Refusals come at once; a good answer may take as long as the model thinks.
-ALONE_S = 1.0
 #: Stands for the models of a WebSocket, which its handshake does not name.
 SOCKETS = "(websocket)"
 #: The signal of a cooldown its owner set: nobody but him knows better.
 BY_HAND = "by hand"
 
 
-#: Classes that blame an account or its credential, and are no limit.
-BENCHING = frozenset(
-    {
-        OutcomeClass.AUTH_EXPIRED,
-        OutcomeClass.AUTH_INVALID,
-        OutcomeClass.FORBIDDEN_ACCOUNT,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
+class Cause(Struct, frozen=True, kw_only=True):
     """Why an account cools or is disabled. Carries no secret and no user text.
 
     Attributes:
@@ -134,8 +112,7 @@ class Cause:
         return self.benches or self.bare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cooldown:
+class Cooldown(Struct, frozen=True, kw_only=True):
     """A time in which an account, or one model of it, is not selected.
 
     Attributes:
@@ -312,8 +289,7 @@ def _wait(cause: Cause, hint: float | None, streak: int, default_s: float) -> fl
 # -- whose fault a refusal is
 
 
-@dataclass(slots=True)
-class AccountVerdict:
+class AccountVerdict(Struct):
     """An open question whether a refusal was the account's own fault.
 
     Attributes:
@@ -333,97 +309,13 @@ class AccountVerdict:
         return now < self.until
 
 
-def is_about_account(outcome: Outcome) -> bool:
-    """Say whether *outcome* blames the account or its credential, so that a witness is needed.
-
-    A 402 that says nothing else is one; a limit that is known speaks for itself.
-    """
-    if outcome.cls in BENCHING:
-        return True
-    return outcome.cls is OutcomeClass.QUOTA and outcome.unknown
-
-
-def covered(outcome: Outcome, model: str | None) -> str | None:
-    """Return what *outcome* to a request for *model* is about; None for the whole account.
-
-    What was not understood is believed of that model only.
-    """
-    if outcome.scope is Scope.MODEL or outcome.unknown:
-        return outcome.model or model
-    return None
-
-
 def opened(
     verdicts: Mapping[str | None, AccountVerdict], outcome: Outcome, model: str | None, now: float
 ) -> dict[str | None, AccountVerdict]:
     """Return *verdicts* with the one that *outcome* opens, or opens anew; the oldest goes."""
-    about = covered(outcome, model)
+    about = outcome.about(model)
     kept = {c: v for c, v in verdicts.items() if v.active(now) and c != about}
     if len(kept) >= MAX_VERDICTS:
         del kept[min(kept, key=lambda covers: kept[covers].since)]
     kept[about] = AccountVerdict(about, now, now + VERDICT_S, Cause.of(outcome, hinted=False))
     return kept
-
-
-# -- how it comes back
-
-
-@dataclass(slots=True, eq=False)
-class Ramp:
-    """The growing number of requests that may wait for their answers at once.
-
-    Attributes:
-        grows_from: when time began, or begins, to add to it, monotonic seconds.
-        answered: good answers so far, each of which added one.
-        unanswered: requests sent under it whose answers have not begun.
-    """
-
-    grows_from: float
-    answered: int = 0
-    unanswered: int = 0
-
-    @classmethod
-    def after_switch(cls, now: float) -> Ramp:
-        """Return that of an account which takes over from one that became limited."""
-        return cls(now)
-
-    @classmethod
-    def half_open(cls, now: float) -> Ramp:
-        """Return that of an account which returns: one request tries, then it grows."""
-        return cls(now + ALONE_S)
-
-    def allowed(self, now: float) -> int:
-        """Return how many requests may be unanswered at *now*."""
-        # Rounded up a little: at the moment `admits_at` names, the step is made.
-        steps = int((now - self.grows_from) / STEP_S + 1e-4) if now > self.grows_from else 0
-        return 1 + self.answered + steps
-
-    def admits(self, now: float) -> bool:
-        """Say whether one more request may be sent."""
-        return (
-            self.unanswered <= self.answered
-            or self.unanswered < self.allowed(now)
-            or self.over(now)
-        )
-
-    def admits_at(self) -> float:
-        """Return when time alone lets one more request go; minus infinity if it may now."""
-        missing = self.unanswered - self.answered
-        if missing <= 0:
-            return -inf
-        return self.grows_from + min(missing * STEP_S, RAMP_S)
-
-    def over(self, now: float) -> bool:
-        return now >= self.grows_from + RAMP_S
-
-    def sent(self) -> None:
-        """One more request waits for its answer."""
-        self.unanswered += 1
-
-    def done(self, *, good: bool, now: float) -> None:
-        """One of them has its answer, or ended without; *good*: it was no refusal."""
-        self.unanswered -= 1
-        if good:
-            self.answered += 1
-            # Whoever tried first has come through: the others may follow.
-            self.grows_from = min(self.grows_from, now)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NoReturn
+
+from msgspec import Struct, field
 
 MASK = "[secret]"
 #: No token lives so long, seconds: an end beyond it is a placeholder for "never", or a slip.
@@ -23,10 +24,11 @@ _WHOSE = ("account_id", "user_id")
 class Secret:
     """A string that shows itself only to who calls `reveal()`."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_digest", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        self._digest = ""
 
     def reveal(self) -> str:
         """Return the secret. Call it only where the copy that is sent is made."""
@@ -41,8 +43,10 @@ class Secret:
 
     def digest(self) -> str:
         """Return what tells it from other secrets and does not tell it."""
-        value = self._value.encode(errors="backslashreplace")
-        return sha256(b"account-pool\0" + value).hexdigest()[:32]
+        if not self._digest:
+            value = self._value.encode(errors="backslashreplace")
+            self._digest = sha256(b"account-pool\0" + value).hexdigest()[:32]
+        return self._digest
 
     def __repr__(self) -> str:
         return MASK
@@ -68,8 +72,7 @@ class Secret:
     __getstate__ = __reduce__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credential:
+class Credential(Struct, frozen=True, kw_only=True):
     """One usable credential of an account.
 
     Attributes:

@@ -1,6 +1,6 @@
 """A decision in one line, for the log and for `pool.status`.
 
-The demo reads these lines too (`demo/scenario.py`).
+The demo reads these lines too (`demo/failover.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 from account_pool.core.attempts import Attempts
 from account_pool.core.cooldown import BY_HAND, Cause
 from account_pool.core.decisions import By, Decision, Kind, one_line
-from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.request_events import NOT_KEPT
 from account_pool.core.steps import Attempt
@@ -74,7 +73,7 @@ def _subject(decision: Decision) -> str:
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
-def _verdict(cause: Cause) -> str:
+def _verdict(cause: Cause | Outcome) -> str:
     """Return `429 rate_limit`."""
     return " ".join(filter(None, (_status(cause), cause.cls.value)))
 
@@ -87,7 +86,7 @@ def _status(cause: Cause | Outcome) -> str:
 
 def _cools(left_s: float, model: str | None) -> str:
     """Return `on cooldown for 38 s (gpt-5)`."""
-    return f"on cooldown for {duration(left_s)}" + _in_brackets(one_line(model or ""))
+    return f"on cooldown for {duration(left_s)}{_in_brackets(model) if model else ''}"
 
 
 def asked_last(left_s: float, model: str | None) -> str:
@@ -151,16 +150,16 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
     assert outcome is not None
     if outcome.cls is OutcomeClass.TRANSPORT:
         return f"{attempt.key}: {outcome.cls} ({outcome.signal})"
-    text = f"{attempt.key}: {_verdict(Cause.of(outcome, hinted=False))}"
-    try:
-        state = attempts.pool.accounts.get(attempt.key)
-    except UnknownAccount:
+    state = attempts.pool.accounts.find(attempt.key)
+    cooldown = None if state is None else state.cooldown_of(attempts.facts.model, now)
+    covered = None if cooldown is None or cooldown.model is None else one_line(cooldown.model)
+    text = f"{attempt.key}: {_verdict(outcome)}"
+    if state is None:
         return text
     if state.disabled is not None:
         return f"{text}, disabled"
-    cooldown = state.cooldown_of(attempts.facts.model, now)
     if cooldown is not None:
-        return f"{text}, {_cools(cooldown.until - now, cooldown.model)}"
+        return f"{text}, {_cools(cooldown.until - now, covered)}"
     open_verdict = state.verdict_of(attempts.facts.model)
     if open_verdict is None:
         return text

@@ -1,19 +1,29 @@
 """What was decided about accounts and requests, and why: the last 1,000 decisions.
 
 A record carries no secret and no text of a user: evidence is what `signals.py` lets
-through, conversations are told by a hash. docs/why.md describes it. What became of accounts
-is recorded by a `Transition` (`state.py`), what became of requests by `request_events.py`.
+through, conversations are told by a hash. docs/why.md describes it.
+
+A `Transition` is the one place where cooldowns, verdicts and disabling of an account change,
+and records it as it is made; `Accounts.changing` begins it, and puts the account where it
+belongs afterwards. That a cooldown has run out is no change: nothing happens then, and its
+record says until when it lasts. What became of requests is recorded by `request_events.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import force_setattr, replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause
+from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown, opened
+from account_pool.core.outcome import Outcome
+from account_pool.core.state import AccountState, Cooldowns
 
 #: Clients choose the names of models; longer ones are cut.
 _MAX_TEXT_CHARS = 200
@@ -88,8 +98,7 @@ class By(StrEnum):
     CLIENT = "the client, which left"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Struct, frozen=True, kw_only=True):
     """One decision. Times are monotonic seconds unless called `wall_`.
 
     Attributes:
@@ -140,7 +149,7 @@ class Decision:
         for name, max_chars in _TEXTS:
             text = getattr(self, name)
             if text and not (len(text) <= max_chars and text.isprintable()):
-                object.__setattr__(self, name, one_line(text, max_chars))
+                force_setattr(self, name, one_line(text, max_chars))
 
     @property
     def waited_s(self) -> float | None:
@@ -153,7 +162,7 @@ class Decision:
         """Say whether a cooldown has come to its end, be it by time alone."""
         return self.ended_at is not None or (self.until is not None and self.until <= now)
 
-    def as_dict(self, now: float) -> dict[str, object]:
+    def as_dict(self, now: float, ahead_s: float = 0.0) -> dict[str, object]:
         """Return it for JSON; always the same keys. Times are seconds since the epoch.
 
         Keys: number, kind, at, by, provider, account, to, model, class, scope, signal
@@ -161,15 +170,19 @@ class Decision:
         (header values by name), reset_named (whether *until* was named by the provider),
         reason, effect, covers, until, told_s, session, ends, ended_at, released_by,
         waited_s, times. What is not known or does not apply is null.
+
+        Args:
+            ahead_s: what the clock that times are told by is ahead of our wall clock.
         """
         ended_at, released_by = self.ended_at, self.released_by
         if self.kind is Kind.COOLDOWN and ended_at is None and self.is_over(now):
             ended_at, released_by = self.until, By.TIME
         cause = self.cause
+        wall = partial(self._wall, self.wall_at + ahead_s)
         return {
             "number": self.number,
             "kind": self.kind.value,
-            "at": self._wall(self.at),
+            "at": wall(self.at),
             "by": self.by.value,
             "provider": self.provider,
             "account": str(self.account) if self.account else None,
@@ -184,18 +197,18 @@ class Decision:
             "reason": self.reason or None,
             "effect": self.effect.value if self.effect else None,
             "covers": self.covers,
-            "until": self._wall(self.until),
+            "until": wall(self.until),
             "told_s": self.told_s,
             "session": self.session,
             "ends": self.ends,
-            "ended_at": self._wall(ended_at),
+            "ended_at": wall(ended_at),
             "released_by": released_by.value if released_by else None,
             "waited_s": self.waited_s,
             "times": self.times,
         }
 
-    def _wall(self, at: float | None) -> float | None:
-        return None if at is None else round(at + self.wall_at - self.at, 3)
+    def _wall(self, wall_at: float, at: float | None) -> float | None:
+        return None if at is None else round(at + wall_at - self.at, 3)
 
 
 def session_hash(session: str | None) -> str | None:
@@ -220,18 +233,29 @@ _Subject = tuple[Kind, AccountKey | None, str | None]
 _LASTING = frozenset({Kind.COOLDOWN, Kind.DISABLE, Kind.SUSPECT})
 
 
+class HasClocks(Protocol):
+    """Monotonic seconds, and seconds since the epoch."""
+
+    now: Callable[[], float]
+    wall_now: Callable[[], float]
+
+
+class _NoClocks:
+    now = wall_now = staticmethod(lambda: 0.0)
+
+
 class Decisions:
     """The last decisions, the newest first.
 
     Attributes:
         made: how many there were, those that are no longer kept included.
-        ahead: returns what the wall clock is ahead of the monotonic one, seconds.
+        clocks: who has them: the service; their difference tells the time of day.
         failed: told what a listener has raised. The decision stands, whoever heard of it.
     """
 
     def __init__(self, kept: int = KEPT) -> None:
         self.made = 0
-        self.ahead: Callable[[], float] = lambda: 0.0
+        self.clocks: HasClocks = _NoClocks()
         self.failed: Callable[[Exception], object] = lambda _error: None
         self._kept = kept
         self._records: dict[int, Decision] = {}
@@ -258,8 +282,9 @@ class Decisions:
         """Number *decision* and keep it; the oldest goes."""
         self.made += 1
         # It is new, and nobody else has it: a copy would cost more than all the rest.
-        object.__setattr__(decision, "number", self.made)
-        object.__setattr__(decision, "wall_at", decision.at + self.ahead())
+        force_setattr(decision, "number", self.made)
+        ahead_s = self.clocks.wall_now() - self.clocks.now()
+        force_setattr(decision, "wall_at", decision.at + ahead_s)
         self._records[decision.number] = decision
         if decision.kind in _LASTING:
             self._lasting[_subject(decision)] = decision.number
@@ -311,3 +336,204 @@ class Decisions:
 
 def _subject(decision: Decision) -> _Subject:
     return decision.kind, decision.account, decision.covers
+
+
+# -- what changes an account
+
+_REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})
+
+
+def _any(_value: object) -> bool:
+    return True
+
+
+class Transition(Struct, eq=False):
+    """A change of *state* at *now*, because of *by*."""
+
+    state: AccountState
+    decisions: Decisions
+    by: By
+    now: float
+
+    # -- cooldowns
+
+    def cool(self, cooldown: Cooldown) -> None:
+        """Let the account cool as *cooldown* says, in place of the one that covers the same."""
+        state, covered = self.state, cooldown.model
+        if covered in state.ramps:
+            del state.ramps[covered]
+        before = state.cooldowns.get(covered)
+        state.cooldowns[covered] = cooldown
+        if self.now < cooldown.until:
+            self._lasts(Kind.COOLDOWN, cooldown)
+        elif before is not None:
+            self._released(before, self.by)
+
+    def end_cooldowns(
+        self,
+        ended: Callable[[Cooldown], bool] = _any,
+        *,
+        among: Iterable[str | None] | None = None,
+    ) -> list[Cooldown]:
+        """Drop the cooldowns that *ended* says; return those that had not run out.
+
+        Args:
+            among: those of these models only.
+        """
+        known = self.state.cooldowns
+        looked_at = known.values() if among is None else [known[model] for model in among]
+        over = [cooldown for cooldown in looked_at if ended(cooldown)]
+        for cooldown in over:
+            self._drop(cooldown.model)
+        active = [cooldown for cooldown in over if cooldown.active(self.now)]
+        for cooldown in active:
+            self._released(cooldown, self.by)
+        return active
+
+    def make_room(self, cooldown: Cooldown) -> None:
+        """Drop *cooldown* for another: its record ends, and that is all that is said of it.
+
+        With more models than are remembered this happens at each refusal.
+        """
+        self._drop(cooldown.model)
+        self._ended(Kind.COOLDOWN, cooldown.model, By.ROOM)
+
+    def _drop(self, model: str | None) -> None:
+        del self.state.cooldowns[model]
+        ramp = self.state.ramps.get(model)
+        if ramp is not None and ramp.is_held:
+            del self.state.ramps[model]
+
+    # -- verdicts
+
+    def suspect(self, outcome: Outcome, model: str | None) -> AccountVerdict:
+        """Open the verdict that *outcome* to a request for *model* asks for."""
+        before = self.state.verdicts
+        verdicts = self.state.verdicts = opened(before, outcome, model, self.now)
+        for about in before.keys() - verdicts.keys():
+            self._ended(Kind.SUSPECT, about)
+        verdict = verdicts[outcome.about(model)]
+        if verdict != before.get(verdict.covered):
+            self._lasts(Kind.SUSPECT, verdict)
+        return verdict
+
+    def end_verdicts(self, ended: Callable[[AccountVerdict], bool] = _any) -> None:
+        """Drop the verdicts that *ended* says."""
+        known = self.state.verdicts
+        self.state.verdicts = {about: v for about, v in known.items() if not ended(v)}
+        for about in known.keys() - self.state.verdicts.keys():
+            self._ended(Kind.SUSPECT, about)
+
+    def reopen(self, verdict: AccountVerdict) -> None:
+        """Open *verdict* again, which another one has taken the place of."""
+        self.state.verdicts[verdict.covered] = verdict
+        self._lasts(Kind.SUSPECT, verdict)
+
+    # -- being disabled
+
+    def disable(self, cause: Cause, since: float) -> None:
+        """Take the account out of use until something is done about *cause*."""
+        if cause != self.state.disabled:
+            self.enable()
+            self.decisions.add(_about(self.state.key, Kind.DISABLE, cause, self.by, self.now))
+        self.state.disabled, self.state.disabled_at = cause, since
+
+    def enable(self) -> None:
+        """End a disabling."""
+        cause, self.state.disabled = self.state.disabled, None
+        if cause is not None:
+            ends = self._ended(Kind.DISABLE, None)
+            enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
+            self.decisions.add(enabled)
+
+    # -- all of it
+
+    def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
+        """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
+        before = self.state.cooldowns
+        self.state.cooldowns = Cooldowns.of(cooldowns)
+        for model in {**before, **cooldowns}:
+            was, cooldown = before.get(model), cooldowns.get(model)
+            if was == cooldown:
+                continue
+            if cooldown is not None and cooldown.active(self.now):
+                self._lasts(Kind.COOLDOWN, cooldown)
+            elif was is not None:
+                self._released(was, self.by)
+
+    # -- records
+
+    def _lasts(self, kind: Kind, what: Cooldown | AccountVerdict) -> None:
+        """Record a cooldown or verdict that begins, or goes on."""
+        standing = self.decisions.lasting(kind, self.state.key, what.covered, self.now)
+        if standing is not None and _alike(standing.cause, what.cause):
+            # Fifty requests that were refused at once, and a probe refused in the same way, are
+            # one cooldown: its record has the latest values.
+            times = standing.times + (self.by in _REFUSALS)
+            changed = replace(standing, until=what.until, cause=what.cause, times=times)
+            self.decisions.update(changed)
+            return
+        if standing is not None:
+            self.decisions.end(standing.number, By.LATER, self.now)
+        self.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
+
+    def _released(self, cooldown: Cooldown, by: By) -> None:
+        if cooldown.active(self.now):
+            ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
+            self.decisions.add(
+                decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
+            )
+
+    def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
+        """End what is recorded of *covers*; return its number, None if it is not kept."""
+        standing = self.decisions.lasting(kind, self.state.key, covers, self.now)
+        if standing is None:
+            return None
+        self.decisions.end(standing.number, by or self.by, self.now)
+        return standing.number
+
+
+def decision_of(
+    key: AccountKey,
+    kind: Kind,
+    what: Cooldown | AccountVerdict,
+    by: By,
+    now: float,
+    *,
+    ends: int | None = None,
+) -> Decision:
+    """Return the record of a cooldown or verdict on the account *key*; *ends*: of which one."""
+    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends)
+
+
+def _about(
+    key: AccountKey,
+    kind: Kind,
+    cause: Cause,
+    by: By,
+    now: float,
+    *,
+    covers: str | None = None,
+    until: float | None = None,
+    ends: int | None = None,
+) -> Decision:
+    return Decision(
+        kind=kind,
+        at=now,
+        by=by,
+        provider=key.provider,
+        account=key,
+        cause=cause,
+        model=covers,
+        covers=covers,
+        until=until,
+        ends=ends,
+    )
+
+
+def _alike(one: Cause | None, other: Cause) -> bool:
+    return one is not None and (one.signal, one.cls, one.scope) == (
+        other.signal,
+        other.cls,
+        other.scope,
+    )

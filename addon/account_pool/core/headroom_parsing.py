@@ -19,6 +19,7 @@ import msgspec
 
 from account_pool.core import reset_hints
 from account_pool.core.headroom import Window
+from account_pool.core.json_values import NOT_READ, members
 
 # Bounds on what is read of a hostile response.
 _MAX_NAME_CHARS = 100
@@ -401,12 +402,8 @@ def from_event(event: Any, context: ResponseContext) -> list[Window]:
 def _json(line: bytes) -> Any:
     try:
         return msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+    except NOT_READ:
         return None
-
-
-def _members(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 # -- kinds of events
@@ -423,16 +420,16 @@ def _codex(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Windo
     limit, name = event.get("metered_limit_name"), event.get("limit_name")
     named = next((text for text in (name, limit) if isinstance(text, str)), "codex")
     model = None if "codex" in (limit, named) else named[:_MAX_NAME_CHARS].lower()
-    limits = _members(event.get("rate_limits"))
+    limits = members(event.get("rate_limits"))
     for slot in ("primary", "secondary"):
-        parts = {key.replace("_", "-"): value for key, value in _members(limits.get(slot)).items()}
+        parts = {key.replace("_", "-"): value for key, value in members(limits.get(slot)).items()}
         if window := planned(slot, parts, model, context):
             yield window
 
 
 def _copilot(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Window]:
     """`copilot_quota_snapshots` of Copilot (1.4, 1.5), beside whatever the frame is about."""
-    snapshots = _members(event.get("copilot_quota_snapshots"))
+    snapshots = members(event.get("copilot_quota_snapshots"))
     for name, value in islice(snapshots.items(), _MAX_ITEMS):
         if window := snapshot(name, snapshot_parts(value), context):
             yield window
@@ -440,7 +437,7 @@ def _copilot(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Win
 
 def _headers_inside(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Window]:
     """Frames of Codex that carry headers: errors, `codex.response.metadata` (3.4)."""
-    headers = islice(_members(event.get("headers")).items(), _MAX_HEADERS)
+    headers = islice(members(event.get("headers")).items(), _MAX_HEADERS)
     fields = [
         (name.encode(errors="replace"), str(value).encode(errors="replace"))
         for name, value in headers

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from operator import attrgetter
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts, is_401
@@ -20,18 +22,16 @@ from account_pool.core.cooldown import (
     AccountVerdict,
     Cause,
     Cooldown,
-    covered,
     covers,
-    is_about_account,
     next_cooldown,
 )
 from account_pool.core.credential import Credential, fingerprint
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, Transition
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.state import AccountState, Transition
+from account_pool.core.state import AccountState
 
 #: Cooldowns kept per account. Clients choose the names of models, so there must be a
 #: bound; no provider has so many models.
@@ -40,11 +40,9 @@ MAX_COOLDOWNS = 128
 FRESH_S = 60.0
 
 _UNTIL = attrgetter("until")
-_LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
 
 
-@dataclass(slots=True, eq=False)
-class Suspect:
+class Suspect(Struct, eq=False):
     """A refusal of one request that may be the fault of the account of *lease*.
 
     Attributes:
@@ -61,8 +59,7 @@ class Suspect:
     before: AccountVerdict | None = None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class PassiveHealth:
+class PassiveHealth(Struct, kw_only=True, eq=False):
     """Learns from responses what *accounts* can serve.
 
     Attributes:
@@ -78,9 +75,9 @@ class PassiveHealth:
         """Learn from the refusal *outcome* of *lease*; say if its account has changed for it."""
         if lease.epoch != lease.state.epoch:
             return False
-        if is_about_account(outcome):
+        if outcome.blames_account:
             return self.suspect(lease, outcome, now=now).verdict is not None
-        if outcome.cls in _LIMITS:
+        if outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
             self.cool_down(lease, outcome, lease.facts.model, now)
             return True
         return False
@@ -89,7 +86,8 @@ class PassiveHealth:
 
     def cool_down(self, lease: Lease, outcome: Outcome, model: str | None, now: float) -> None:
         """Let the account of *lease* cool, which *outcome* has refused for *model*."""
-        started_at, probe = lease.started_at, lease.asked_anyway
+        # The account was asked although it cooled.
+        started_at, probe = lease.started_at, lease.probe or lease.last_resort
         self.mark_cooldown(
             lease.key, outcome, now=now, model=model, started_at=started_at, probe=probe
         )
@@ -129,7 +127,9 @@ class PassiveHealth:
             cooldown = self._cool(change, outcome, covered, began, probe=probe)
         if not probe:
             # Nothing was sent there for long: nobody has to go elsewhere.
-            accounts.members[key.provider].note_switch(cooldown.model, now)
+            permits = accounts.permits
+            slower = permits.slower(key.provider) if permits.proxies > 1 else 1.0
+            accounts.members[key.provider].switched.note(cooldown.model, now, slower)
         accounts.on_change(key.provider, now)
         return cooldown
 
@@ -153,13 +153,13 @@ class PassiveHealth:
             chance=self.chance(),
             probe=probe,
         )
+        if cooldown.cause.bare:
+            self.accounts.members[state.key.provider].failures.bare.add(state.key)
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _make_room(change)
         change.cool(cooldown)
-        if covered in state.ramps:
-            del state.ramps[covered]
-        if cooldown.cause.bare:
-            self.accounts.members[state.key.provider].failures.bare.add(state.key)
+        if self.accounts.permits.proxies > 1:
+            self.accounts.permits.hold(state, cooldown)
         return cooldown
 
     # -- whose fault a refusal is
@@ -185,7 +185,7 @@ class PassiveHealth:
         if lease.epoch != lease.state.epoch or _is_outdated(state, outcome, lease.credential):
             return suspect
         _note_refused(state, outcome)
-        about = covered(outcome, model)
+        about = outcome.about(model)
         if about is None and outcome.scope is Scope.MODEL:
             return suspect  # nobody knows which
         suspect.before = state.verdicts.get(about)
@@ -258,10 +258,10 @@ class PassiveHealth:
             by: who or what says so.
         """
         state = self.accounts.get(key)
-        if not is_about_account(outcome) or _is_outdated(state, outcome, credential):
+        if not outcome.blames_account or _is_outdated(state, outcome, credential):
             return
         _note_refused(state, outcome)
-        about = covered(outcome, model)
+        about = outcome.about(model)
         narrow = outcome.unknown or outcome.scope is Scope.MODEL
         with self.accounts.changing(state, by, now) as change:
             change.end_verdicts(lambda verdict: verdict.covered == about)
@@ -285,8 +285,11 @@ class PassiveHealth:
         by = By.PROBE if lease.probe else By.SUCCESS
         with self.accounts.changing(lease.state, by, now) as change:
             covering = lease.state.cooldowns.covering(model)
+            before = len(lease.state.cooldowns)
             change.end_cooldowns(lambda c: not c.overtook(started_at), among=covering)
             change.end_verdicts(lambda v: covers(v.covered, model) and started_at >= v.since)
+            if self.accounts.permits.proxies > 1 and len(lease.state.cooldowns) < before:
+                self.accounts.on_urgent()  # others wait for that
 
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""
@@ -331,8 +334,7 @@ class PassiveHealth:
             failures.unanswered(lease, now)
 
 
-@dataclass(slots=True, eq=False)
-class Suspects:
+class Suspects(Struct, eq=False):
     """The refusals of one request that may be the fault of their accounts, or of the request.
 
     An address or a client that is locked out gets the same response for every account: one
@@ -423,4 +425,4 @@ def _make_room(change: Transition) -> None:
     first = min(cooldowns.values(), key=_UNTIL)
     if first.model is None:  # the account as a whole, which is no client's choice
         first = min([c for c in cooldowns.values() if c.model is not None], key=_UNTIL)
-    change.end_cooldowns(among=[first.model], by=By.ROOM)
+    change.make_room(first)

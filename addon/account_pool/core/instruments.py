@@ -1,4 +1,4 @@
-"""What the proxy measures of itself: plain counters and histograms, for /metrics.
+"""What the proxy measures: counters and histograms for metrics, and a day of headroom for a chart.
 
 Names the provider and the account, never a model or anything else that a client chooses.
 Costs a few microseconds per request, and nothing per chunk.
@@ -7,17 +7,20 @@ Costs a few microseconds per request, and nothing per chunk.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import pairwise
 from typing import NamedTuple
 
+from msgspec import Struct, field
+
 from account_pool.core.attempts import Attempts
 from account_pool.core.decisions import Decision
+from account_pool.core.headroom import tightest_window
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.state import AccountState
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import CountKey, Usage
 
@@ -29,7 +32,8 @@ OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0
 HELD_S = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: How long requests wait for an account, up to `pool_max_wait`.
 WAIT_S = (0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
-
+#: How old news of other proxies are: they are pushed, or looked for once a second.
+LAG_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 #: Requests that wait to be written at most; the store may hang, or be unusable for long.
 MAX_WAITING = 5_000
@@ -83,8 +87,7 @@ class Ended(NamedTuple):
     status: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class RequestLog:
+class RequestLog(Struct, eq=False):
     """The requests that have ended and are not written yet.
 
     Attributes:
@@ -150,8 +153,7 @@ class Histogram:
         return sum(self.counts)
 
 
-@dataclass(slots=True, eq=False)
-class Timings:
+class Timings(Struct, eq=False):
     """How long things take with one provider, in seconds.
 
     Attributes:
@@ -171,8 +173,7 @@ class Timings:
     wait: Histogram = field(default_factory=lambda: Histogram(WAIT_S))
 
 
-@dataclass(slots=True, eq=False)
-class Measured:
+class Measured(Struct, eq=False):
     """What was measured since the proxy started.
 
     Attributes:
@@ -181,12 +182,14 @@ class Measured:
         attempts: requests sent upstream, by (account, class of the outcome or "left").
         failovers: attempts on another account than the one before, by provider.
         timings: by provider.
+        lag: from what another proxy has written to the moment it is known here.
     """
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
     failovers: Counter[str] = field(default_factory=Counter)
     timings: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
+    lag: Histogram = field(default_factory=lambda: Histogram(LAG_S))
 
     def ended(self, attempts: Attempts, marks: Marks, *, left: bool) -> None:
         """Count a request that is over; *left*: its client did not wait for the end."""
@@ -233,8 +236,7 @@ def reduce(marks: Iterable[tuple[Mark, float]], timings: Timings) -> None:
                 timings.held.observe(at - head_at)
 
 
-@dataclass(slots=True, eq=False)
-class DecisionCounter:
+class DecisionCounter(Struct, eq=False):
     """Counts decisions since the proxy started.
 
     Attributes:
@@ -249,3 +251,52 @@ class DecisionCounter:
         if decision.number > self._last:
             self._last = decision.number
             self.counts[decision.provider, decision.kind.value] += 1
+
+
+# -- what each provider's accounts had left, over the last 24 hours, for a chart
+
+#: How often what accounts have left is noted, and for how long it is kept, seconds.
+EVERY_S, KEPT_S = 300.0, 86_400.0
+
+
+class Sample(NamedTuple):
+    """One moment.
+
+    Attributes:
+        wall_at: seconds since the epoch.
+        left: by provider, the share that the tightest window of its best account had left, 0 to
+            1; 0 while none can serve. None of a provider that reports no window.
+    """
+
+    wall_at: float
+    left: Mapping[str, float]
+
+
+class HeadroomHistory:
+    """The samples, oldest first; in memory only."""
+
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
+        self._due_at = 0.0
+
+    def note(self, states: Iterable[AccountState], now: float, wall_now: float) -> None:
+        """Take a sample of *states* if it is time for one; *now* is monotonic seconds."""
+        if now < self._due_at:
+            return
+        self._due_at = now + EVERY_S
+        left: dict[str, float] = {}
+        for state in states:
+            share = share_left(state, now)
+            if share is not None:
+                provider = state.account.provider
+                left[provider] = max(share, left.get(provider, 0.0))
+        self.samples.append(Sample(wall_now, left))
+
+
+def share_left(state: AccountState, now: float) -> float | None:
+    """Return what *state* can still serve, 0 to 1; None if no window is known."""
+    tightest = tightest_window(state.headroom.at(now).windows.values(), now)
+    if tightest is None:
+        return None
+    serves = state.enabled and state.cooling_until(None, now) <= now
+    return tightest.share if serves else 0.0

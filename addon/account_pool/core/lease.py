@@ -13,20 +13,20 @@ is nothing, and until when, a `Shortage` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
+from msgspec import Struct
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BY_HAND, Ramp
+from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.state import AccountState
+from account_pool.core.state import AccountState, Ramp
 
 #: Bytes of bodies that are kept for requests that wait, over all providers together: eight
 #: of the largest that are kept at all.
@@ -62,8 +62,7 @@ class Conversation(NamedTuple):
 NO_CONVERSATION = Conversation()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFacts:
+class RequestFacts(Struct, frozen=True, kw_only=True):
     """What the pool must know about a request to select an account.
 
     Attributes:
@@ -76,7 +75,7 @@ class RequestFacts:
         body_bytes: the size of its body, which is kept until it is served.
         only: the account that its client has chosen for all that it sends.
         agent, user: what its client calls itself, `User-Agent` and the name given to
-            `proxyauth`; for `request_labels`, and never shown.
+            `proxyauth`; for `request_rows`, and never shown.
     """
 
     provider: str
@@ -91,8 +90,7 @@ class RequestFacts:
     user: str = ""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Lease:
+class Lease(Struct, kw_only=True, eq=False):
     """The time from the selection of an account to the end of its response.
 
     Attributes:
@@ -125,17 +123,11 @@ class Lease:
     probe: bool = False
     last_resort: bool = False
 
-    @property
-    def asked_anyway(self) -> bool:
-        """Whether the account was asked although it cooled."""
-        return self.probe or self.last_resort
-
 
 # -- who waits for one
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ticket:
+class Ticket(Struct, kw_only=True, eq=False):
     """The place of one request among those who wait.
 
     Attributes:
@@ -158,7 +150,7 @@ class Ticket:
     number: int = 0
     lease: Lease | None = None
     called: bool = False
-    _wake: Callable[[], None] | None = field(default=None, repr=False)
+    _wake: Callable[[], None] | None = None
 
     @property
     def line(self) -> LineKey:
@@ -203,8 +195,13 @@ class Admission:
             return False
         return not self._count or self._body_bytes + body_bytes <= MAX_BODY_BYTES
 
-    def join(self, ticket: Ticket) -> bool:
-        """Let *ticket* wait; return whether it is the first of its line."""
+    def wait(self, ticket: Ticket, retry_at: float | None) -> float:
+        """Let *ticket* wait in its line; return when it should look again by itself.
+
+        Args:
+            retry_at: when the first account returns (`NoUsableAccount`); the first of a
+                line looks then, the others when they are called or give up.
+        """
         if not ticket.number:
             self._numbers += 1
             ticket.number = self._numbers
@@ -216,10 +213,22 @@ class Admission:
             self._count += 1
             self._body_bytes += ticket.facts.body_bytes
         line[ticket.number] = ticket
-        return bool(line.peekitem(0)[1] is ticket)
+        ticket.look_at = ticket.give_up_at
+        if retry_at is not None and line.peekitem(0)[1] is ticket:
+            ticket.look_at = min(retry_at, ticket.give_up_at)
+        return ticket.look_at
 
-    def leave(self, ticket: Ticket) -> None:
-        """*ticket* does not wait any more; who is first now is called. No harm if it is gone."""
+    def stop_waiting(self, ticket: Ticket) -> Lease | None:
+        """*ticket* leaves its line; return what it was given while it waited, if anything.
+
+        A lease that is not taken must be released. No harm if it is gone.
+        """
+        self._leave(ticket)
+        lease, ticket.lease = ticket.lease, None
+        return lease
+
+    def _leave(self, ticket: Ticket) -> None:
+        """*ticket* does not wait any more; who is first now is called."""
         lines = self.waiting.get(ticket.facts.provider, {})
         line = lines.get(ticket.line)
         if line is None or line.get(ticket.number) is not ticket:
@@ -251,7 +260,7 @@ class Admission:
             ticket.lease = serve(ticket)
             if ticket.lease is None:
                 continue
-            self.leave(ticket)
+            self._leave(ticket)
             ticket.call()
             if line:
                 heappush(heads, (line.peekitem(0)[0], line))

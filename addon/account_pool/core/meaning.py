@@ -10,6 +10,8 @@ itself (length, files, tools, content policy) say nothing of an account, and whe
 status is about the request (400 and its kind) only a message that *begins* with such a
 sentence counts.
 
+Patterns over prose are `LazyPattern`s, and read what `plain` makes of it.
+
 Sources of the vocabulary: the messages and codes of `tests/data/limits*.jsonl` and
 `tests/data/plans.jsonl`, each of which names its own.
 """
@@ -18,12 +20,57 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from functools import cached_property
+from typing import Any
 
-from account_pool.core import vocabulary as english
-from account_pool.core import vocabulary_chinese as chinese
-from account_pool.core.text_patterns import LazyPattern, plain
+
+class LazyPattern:
+    """`re.compile` with the cost at the first search; the same functions from then on.
+
+    The vocabulary of refusals takes 30 ms to compile; a proxy that starts has seen none yet.
+    Nor does it need those of every provider.
+    """
+
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        self.pattern = pattern
+        self._flags = flags
+
+    @cached_property
+    def compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, self._flags)
+
+    @cached_property
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.search
+
+    @cached_property
+    def match(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.match
+
+    @cached_property
+    def fullmatch(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.fullmatch
+
+    @cached_property
+    def findall(self) -> Callable[[str], list[Any]]:
+        return self.compiled.findall
+
+    @cached_property
+    def sub(self) -> Callable[[str, str], str]:
+        return self.compiled.sub
+
+
+#: Full-width forms (Chinese punctuation and digits), typographic apostrophes, hard blanks.
+_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_ASCII |= {0x2018: 0x27, 0x2019: 0x27, 0x00A0: 0x20, 0x3000: 0x20}
+
+
+def plain(text: str) -> str:
+    """Return *text*, of the same length, with one spelling for what looks alike."""
+    return text if text.isascii() else text.translate(_ASCII)
+
 
 _I = re.IGNORECASE
 
@@ -69,6 +116,8 @@ def meaning_of(status: int, message: str, words: frozenset[str]) -> Meaning | No
     by_code = _code_meaning(words) if status < 500 else None
     if status in ABOUT_ACCOUNT:
         said = _first(_meaning_of_clause(clause) for clause in _clauses(message))
+        if said in (None, Meaning.RATE) and _is_the_vendors_limit(message[:_MAX_CHARS]):
+            said = Meaning.CAPACITY
         # "The model is unavailable" beside a 403 is about the account.
         said = None if said is Meaning.CAPACITY and status in (401, 402, 403) else said
     else:
@@ -94,10 +143,15 @@ def is_about_model(message: str, model: str | None) -> bool:
     return bool(_ONE_MODEL.search(text))
 
 
+def _is_the_vendors_limit(text: str) -> bool:
+    """Say whether a rate is limited that is said not to be the account's."""
+    return bool(_NOT_YOURS.search(text) and _RATE.search(text))
+
+
 def is_about_request(message: str) -> bool:
     """Say whether a message begins with a sentence about the request itself."""
     clause = next(_clauses(message), "")
-    return bool(english.REQUEST.search(clause) or chinese.REQUEST.search(clause))
+    return bool(_REQUEST.search(clause))
 
 
 _LIMITS = (Meaning.PLAN, Meaning.RATE)
@@ -148,43 +202,30 @@ def _strict(message: str, *, personal: bool) -> Meaning | None:
 
     *personal*: only what speaks to the account's owner counts ("your", "you have").
     """
-    text = english.WRAPPED.compiled.sub("", _plain(message).strip(), count=1)
+    text = _WRAPPED.compiled.sub("", _plain(message).strip(), count=1)
     clause = next(_clauses(text), "")
-    if english.FIELD.search(clause):
+    if _FIELD.search(clause):
         return None
     if personal:
         begins = bool(re.match(r"(?:sorry,? )?you|您|你", clause, _I))
     else:
-        begins = bool(english.BEGINS.match(clause) or chinese.BEGINS.match(clause))
+        begins = bool(_BEGINS.match(clause))
     if not begins:
         return None
     found = _meaning_of_clause(clause)
     return None if found in (Meaning.RATE, Meaning.CAPACITY) else found
 
 
+@functools.lru_cache(maxsize=64)
 def _meaning_of_clause(clause: str) -> Meaning | None:
-    """Return what one sentence means."""
-    if english.EXTRA.search(clause):
+    """Return what one sentence means. Each refusal asks twice, and most repeat one."""
+    if _EXTRA.search(clause):
         return Meaning.EXTRA
-    if english.CAPACITY.search(clause) or chinese.CAPACITY.search(clause):
+    if _CAPACITY.search(clause):
         return Meaning.CAPACITY
-    if english.REQUEST.search(clause) or chinese.REQUEST.search(clause):
+    if _REQUEST.search(clause):
         return None
     return next((meaning for meaning, words in _IN_ORDER if words.search(clause)), None)
-
-
-#: Narrow before wide: "concurrency allocated quota exceeded" is no quota.
-_IN_ORDER: tuple[tuple[Meaning, LazyPattern], ...] = (
-    (Meaning.NOT_INCLUDED, english.NOT_INCLUDED),
-    (Meaning.NOT_INCLUDED, chinese.NOT_INCLUDED),
-    (Meaning.RATE, english.RATE),
-    (Meaning.RATE, chinese.RATE),
-    (Meaning.PLAN, english.PLAN_SPENT),
-    (Meaning.PLAN, chinese.PLAN_SPENT),
-    (Meaning.MONEY, english.MONEY),
-    (Meaning.MONEY, chinese.MONEY),
-    (Meaning.MONEY, english.PAY),
-)
 
 
 def _first(meanings: Iterable[Meaning | None]) -> Meaning | None:
@@ -196,6 +237,255 @@ def _first(meanings: Iterable[Meaning | None]) -> Meaning | None:
 _WEIGHT = (
     *(Meaning.EXTRA, Meaning.PLAN, Meaning.NOT_INCLUDED, Meaning.MONEY, Meaning.RATE),
     Meaning.CAPACITY,
+)
+
+# -- the words: what is limited, and what is said of it. Searched in one sentence without quoted
+# text; case does not matter.
+
+_PERIOD = (
+    r"(?:(?:5|five|one|two|seven|\d{1,3})[- ]?(?:hours?|hrs?|h|days?|d|weeks?|months?)\b"
+    r"|session|hourly|daily|weekly|monthly|yearly|annual|billing (?:cycle|period)|per[- ]day"
+    r"|today'?s|this (?:week|month)'?s)"
+)
+_LIMIT = r"(?:limits?|caps?|quotas?|allowances?|allotments?|budgets?|windows?|thresholds?|max)"
+_OWN = r"(?:token|coding|free|pro|plus|max|lite|team|base|subscription|premium|included|total)"
+#: What a plan gives: its name alone, or a period or purse and the word limit.
+_PLAN = (
+    rf"(?:(?:{_PERIOD}|usage|plan|subscription|spend(?:ing)?|cost|credits?|budget|billing|account"
+    rf"|organi[sz]ation|workspace|team|user|key|overage|free[- ]tier|fair[- ]use|trial|premium)"
+    rf"'?s?[ /-]+(?:(?!rate\b)[\w/-]+ ){{0,3}}?{_LIMIT}"
+    rf"|(?:(?:{_OWN}|allocated|individual|current|usage|user|token|account) )*quotas?"
+    rf"|budgets?|allowances?|free (?:tier|usage|credits?|quota|allocation)|usage allocation"
+    rf"|(?:{_PERIOD}|premium|free|included|total) (?:\w+ ){{0,2}}?"
+    r"(?:requests?|messages?|tokens|calls|usage)"
+    r"|(?:included|allowed|granted) (?:in|with|by|under) (?:your|the|this) (?:\w+ )?"
+    r"(?:plan|subscription|tier|package)|extra usage|overages?)"
+)
+_PURSE = r"(?:balance|credits?|funds|wallet|prepaid amount|money|prepayment)"
+_AUX = r"(?:(?:has|have|had|is|are|was|were|been|be|being|already|now|fully|all|currently)\s+){0,4}"
+_SPENT = (
+    r"(?:reached|hit|exceeded|exhausted|depleted|used up|spent|consumed|surpassed|maxed out"
+    r"|insufficient|not enough|not sufficient|too low|empty|negative|over|run out|ran out"
+    r"|finished|expired|rejected|full)"
+)
+_SPENDING = (
+    r"(?:reach(?:ed|es)?|hit|exceed(?:ed|s|ing)?|exhaust(?:ed|s)?|deplet(?:ed|es)|used up"
+    r"|used (?:all|100%)(?: of)?|consumed|surpass(?:ed|es)|max(?:ed|es) out|ran out of|run out of"
+    r"|out of|insufficient|not enough|no (?:more|remaining))"
+)
+_LACKING = (
+    r"(?:insufficient|inadequate|not enough|low|negative|no(?: more| remaining)?|zero|out of"
+    r"|ran out of|run out of|running out of|used (?:up )?all(?: of)?(?: the| your)?"
+    r"|lacks?(?: sufficient)?|without|(?:do|does|did)(?: not|n't) have(?: any| enough| sufficient)?"
+    r"|ha(?:ve|s) (?:no|used all(?: of)?|exhausted|depleted|run out of)(?: your)?|exceeded your)"
+)
+
+# The same in Chinese, in which vendors of mainland China answer.
+
+#: quota, limit, usage, package of calls or tokens, budget
+_QUOTA_ZH = (
+    "(?:额度|配额|限额|用量|使用量|流量包|免费次数|调用次数|使用次数|预算|套餐|令牌|tokens?)"
+)
+#: day, week, month, hour, period, session
+_PERIOD_ZH = (
+    "(?:每日|每天|当日|当天|今日|本日|每周|本周|每月|本月|月度|周|日|小时|时段|会话|周期|使用)"
+)
+#: not enough, used up (three ways), full, over, reached
+_SPENT_ZH = "(?:不足|用尽|用完|耗尽|已满|超出|超过|超限|达到上限|已达|达到|不够)"
+#: has reached, exceeded, used up
+_SPENDING_ZH = "(?:达到?|超出|超过|触及|用尽|用完|耗尽|超)"
+#: balance, points, amount, fees, funds
+_PURSE_ZH = "(?:余额|积分|点数|金额|费用|资金)"
+#: plan, subscription, membership, trial, prepaid package
+_PLAN_ZH = "(?:套餐|订阅|会员|试用|服务包|资源包)"
+
+_EXTRA = LazyPattern(
+    r"\b(?:usage|credits?|overages?|purchase)\b.{0,60}\b(?:required|needed|necessary)\b.{0,10}"
+    r"\b(?:for|to use)\b.{0,20}\b(?:long[- ]context|1m context|context window|fast mode)"
+    r"|\b(?:long[- ]context|1m context|fast mode)\b.{0,60}\b(?:requires?|needs?)\b.{0,30}"
+    r"\b(?:usage|credits?|overages?)\b",
+    _I,
+)
+_MONEY = LazyPattern(
+    # not "No credits were charged"
+    rf"\b{_LACKING}\s+(?:[\w'-]+\s+){{0,3}}?{_PURSE}\b"
+    r"(?!\s(?:were|was|will be|have been|has been) (?:charged|used|consumed|deducted|billed)\b)"
+    rf"|\b{_PURSE}\b.{{0,60}}?\b{_AUX}(?:insufficient|too low|exhausted|depleted|used up|not enough"
+    r"|not sufficient|empty|negative|run out|ran out|expired|below|isn't enough)\b"
+    r"|\b(?:in arrears|arrearage|overdue|past due|outstanding (?:bill|invoice|balance|payment)s?"
+    r"|unpaid (?:bill|invoice|balance)s?|(?:in|not in) good standing|owes?\b.{0,20}\bfee)\b"
+    r"|\b(?:billing|payment)\b.{0,40}\b(?:required|failed|declined|hard limit|not active|inactive"
+    r"|disabled|suspended|problem)\b|\baccount is not active\b|\bno (?:valid )?payment method\b"
+    r"|\b(?:subscription|plan|package|membership|trial)\b(?!.{0,30}\b(?:token|key|login|session)\b)"
+    r".{0,40}\b(?:expired|ended|lapsed|cancell?ed|inactive|not active|terminated)\b"
+    r"|\bno active (?:subscription|plan)\b|\bpayment required\b"
+    r"|\brequires? (?:an? )?(?:valid |active )?(?:credit card|payment method|billing account)\b"
+    # balance not enough, used up, zero or negative
+    rf"|{_PURSE_ZH}.{{0,12}}(?:不足|用尽|用完|耗尽|过低|不够|为(?:0|零|负))"
+    # in arrears; bill overdue; no usable package
+    "|欠费|账单.{0,6}逾期|已逾期|逾期未|无可用资源包"
+    # the package is used up, the plan has expired or was never opened
+    rf"|资源包.{{0,8}}{_SPENT_ZH}|{_PLAN_ZH}.{{0,12}}(?:过期|到期|失效|未开通|已终止)"
+    # please top up
+    "|请(?:先|及时|尽快)?(?:前往.{0,12})?充值",
+    _I,
+)
+#: Advice that stands beside other refusals too: it counts where nothing else does.
+_PAY = LazyPattern(
+    r"\b(?:please|must|need to|have to)\b.{0,30}\b(?:top[- ]?up|recharge|add (?:more )?(?:credits?"
+    r"|funds)|purchase (?:more |additional )?credits?|buy (?:more )?credits?"
+    r"|(?:add|enter|provide) (?:or update )?(?:your |a )?(?:payment method|credit card))\b",
+    _I,
+)
+_PLAN_SPENT = LazyPattern(
+    rf"\b{_SPENDING}\s+(?:.{{0,80}}?[\s(/-])?{_PLAN}\b|\bover (?:your |the |its )?{_PLAN}\b"
+    rf"|\b{_PLAN}\b.{{0,80}}?\b{_AUX}{_SPENT}\b|\bno quota\b"
+    rf"|\ball\b.{{0,40}}?\b{_PLAN}\b.{{0,40}}?\b{_AUX}used\b"
+    r"|\byou(?:'ve| have)? (?:just )?(?:reached|hit|exceeded) your .{0,40}?\blimits?\b"
+    r"|\b(?:blocked|paused|suspended|stopped)\b.{0,60}?\b(?:due to|because of|by)\b"
+    rf".{{0,40}}?\b{_PLAN}"
+    rf"|{_QUOTA_ZH}.{{0,14}}(?:{_SPENT_ZH}|失败)|{_SPENDING_ZH}.{{0,18}}{_QUOTA_ZH}"
+    rf"|{_PERIOD_ZH}.{{0,10}}(?:上限|额度|配额|限额|用量).{{0,10}}{_SPENT_ZH}"
+    rf"|{_SPENDING_ZH}.{{0,14}}{_PERIOD_ZH}.{{0,10}}(?:上限|限制)|(?:使用|用量|调用|消费|花费|支出)(?:次数)?(?:上限|限额)"
+    "|剩余额度.{0,12}为(?:0|零)",
+    _I,
+)
+#: A plan, model or tier that is another one than the account's.
+_NOT_INCLUDED = LazyPattern(
+    r"\b(?:plan|subscription|tier|package|membership)\b.{0,60}\b(?:(?:does|do|is|are) ?n[o']t"
+    r"|not|cannot|can't)\b.{0,30}\b(?:includ\w+|support\w*|cover\w*|allow\w*|have access|available"
+    r"|permit\w*|entitled|eligible)\b"
+    r"|\bnot (?:yet )?(?:available|included|supported|enabled|accessible|offered)\b.{0,20}"
+    r"\b(?:in|on|for|with|by|under)\b.{0,20}\b(?:plan|tier|subscription|package)\b"
+    r"|\bonly (?:available|included|supported|enabled|accessible|offered)\b.{0,20}"
+    r"\b(?:in|on|for|with|to|under)\b.{0,30}\b(?:plans?|tiers?|subscri\w+|packages?|members\w*)\b"
+    r"|\bmodel\b.{0,60}\bnot (?:yet )?(?:available|included|supported|enabled|accessible)\b"
+    r".{0,10}\b(?:in|on|for|to|with)\b.{0,10}\b(?:account|organi[sz]ation|workspace|project|team)\b"
+    r"|\b(?:model|feature)\b.{0,40}\b(?:requires?|needs?)\b.{0,30}\b(?:subscription|plan|upgrade)\b"
+    r"|\b(?:upgrade|subscribe)\b.{0,20}\bto (?:access|use) (?:this|the) (?:model|feature)\b"
+    rf"|(?:{_PLAN_ZH}|版本).{{0,16}}(?:不支持|未包含|不包含|暂未开放|无权|没有权限|尚未包含)"
+    "|(?:升级|订阅|开通).{0,12}(?:才能|方可|即可)(?:使用|访问|调用)",
+    _I,
+)
+_RATE = LazyPattern(
+    r"\brate[- ]?limit(?:s|ed|ing)?\b"
+    r"|\bconcurren(?:cy|t)\b.{0,80}\b(?:limits?|limited|exceed\w*|high|reduce|reached|too many"
+    r"|max\w*|quota)\b|\b(?:high|too (?:many|high)|max\w*|exceed\w*|reached|limit).{0,30}"
+    r"\bconcurren(?:cy|t)\b|\bthrottl(?:ed|ing)\b"
+    r"|\b(?:requests?|call|tokens?) (?:frequency|rate)\b.{0,40}"
+    r"\b(?:limit\w*|exceed\w*|high|reduce)\b"
+    r"|\b(?:gauge|rate) quota\b"
+    r"|\bhigh frequency\b|\brequests? (?:are |is )?too (?:frequent|fast)\w*\b"
+    r"|\b(?:(?:[RTI]|[IO]T)P[SMHD]|QPS)\b.{0,40}\b(?:limit|exceed\w*|reached)\b"
+    r"|(?<!total )(?<!free )\brequests? limits? (?:(?:is|was|has been) )?(?:exceeded|reached|hit)\b"
+    r"|\b(?:limit|exceed\w*|reached)\b.{0,60}\b(?:(?:[RTI]|[IO]T)P[SMHD]|QPS)\b"
+    r"|\b(?:requests?|tokens?|queries|calls) (?:per|/) ?(?:sec|min|hour|day)\w*\b"
+    r"|\bper[- ](?:second|minute)\b.{0,40}\b(?:limit\w*|exceed\w*)\b"
+    # requests too frequent, too many
+    "|(?:请求|调用|访问|操作)(?:过于|太|过)(?:频繁|快)|请求(?:数|次数)?过多"
+    # concurrency too high
+    "|并发.{0,10}(?:过高|过多|超|上限|限制|限流|达到)|(?:超|达).{0,10}并发"
+    # rate or frequency limited; throttled
+    "|(?:速率|频率|速度).{0,6}(?:限制|限流|过高|过快|超|上限)|限流|限速|限频"
+    # of a minute or second
+    "|每(?:分钟|秒).{0,16}(?:上限|限制|超|达)|(?:超|达).{0,20}每(?:分钟|秒)"
+    "|(?:RPM|TPM|QPS).{0,12}(?:超|达|上限|限)|(?:超|达).{0,12}(?:RPM|TPM|QPS)",
+    _I,
+)
+_CAPACITY = LazyPattern(
+    r"\b(?:engine|model|server|service|system)s? (?:is |are |may be |might be )?"
+    r"(?:currently |temporarily )*(?:overload(?:ed)?|busy|at capacity|unavailable)\b"
+    r"|\bexperiencing high (?:traffic|demand|load)\b"
+    r"|\bhigh (?:traffic|demand)\b.{0,30}\bright now\b"
+    r"|\bworker\b.{0,30}\blimit\b"
+    r"|\bno capacity available\b|\bover capacity\b|\bat (?:full |max(?:imum)? )?capacity\b"
+    r"|(?<!tier )\bcapacity (?:is |was |has been )?(?:currently |temporarily )?"
+    r"(?:exhausted|exceeded|full|limited)\b"
+    r"|\btoo busy\b"
+    r"|\ball (?:of the )?(?:accounts?|credentials|keys|channels|providers|upstreams)\b.{0,60}?"
+    r"\b(?:exhausted|cooling down|in cooldown|rate[- ]?limited|unavailable|busy)\b"
+    r"|\bserver is temporarily limiting requests\b"
+    r"|\bno (?:available (?:accounts?|channels?|deployments?|providers?|upstreams?)"
+    r"|(?:deployments?|channels?|healthy deployments?) available)\b"
+    # too many visits; server busy, overloaded, unavailable; no channel
+    "|(?:访问|请求)量(?:过大|较大|过高)|(?:服务器?|系统|模型|引擎).{0,6}(?:繁忙|过载|不可用)"
+    "|负载(?:过高|已饱和|较高)|算力不足|(?:无|没有)可用的?渠道|渠道不可用|暂无可用",
+    _I,
+)
+
+# -- what is about the request, whatever else it says
+
+#: What is limited is said not to be the account's.
+_YOURS = r"\bnot (?:your|due to|because of|a|related to)(?: \w+)? (?:usage|quota|plan|limit)"
+_NOT_YOURS = LazyPattern(_YOURS, _I)
+_REQUEST = LazyPattern(
+    rf"{_YOURS}"
+    r"|^(?:invalid|unsupported|unknown|missing|malformed|unexpected|failed to parse)\b"
+    r"|\bis not a valid\b|\bcontext[ _-](?:length|window|size|limit)s?\b(?!.{0,30}\bcredits?\b)"
+    r"|\bmax(?:imum)?[ _-](?:\w+[ _-])?"
+    r"(?:tokens?|length|size|context|output|input|characters?|duration)\b"
+    r"|\b(?:too (?:long|large|big|many (?:tools?|images?|files?|messages|functions?|items|inputs"
+    r"|characters|documents|attachments|tokens in)))\b|\b(?:file|image|video|audio|payload|body"
+    r"|upload|attachment|prompt|input|request|message|document|string|entity) "
+    r"(?:\w+ )?(?:size|length|count|entity)\b|\bfiles? quota\b"
+    r"|\bnumber of (?:tools?|functions?|messages?|images?"
+    r"|files?|items?|choices|documents?|inputs?|labels?|tokens in|characters|stop)\b"
+    r"|\b(?:tools?|functions?|files?|images?|attachments?)(?: count)? limit\b"
+    r"|\b(?:thinking|reasoning|(?<!ly )token|context)[ ._-]budget|budget[ ._-]tokens|\bstorage\b"
+    r"|\bupload|\bpixels?\b|\bresolution\b|\bcharacters?\b|\bbatch(?:es)?\b|\benqueued\b"
+    r"|\bfine[- ]tun|\busage (?:polic|guideline|terms)|\bpolic(?:y|ies)\b|\bguidelines?\b|\bviolat"
+    r"|\bmoderation\b|\bsafety\b|\bflagged\b|\bcontent filter|\bharmful\b"
+    "|输入|上下文|字符|文件|图片|附件|上传|长度|敏感|违规|不合规|审核|安全策略|工具数|消息数|参数|提示词",
+    _I,
+)
+#: Where a status is about the request these too: the sentence explains a field of it.
+_FIELD = LazyPattern(
+    r"\b(?:in)?valid\b|\bunsupported\b|\bunexpected\b|\bunknown\b|\bmissing\b|\bmalformed\b"
+    r"|\bmust (?:be|have|not|contain|match)\b|\bshould (?:be|have|not)\b|\bexpected\b"
+    r"|\bparameters?\b"
+    r"|\bfields?\b|\bpropert(?:y|ies)\b|\barguments?\b|\bvalues?\b|\benum\b|\bschema\b|\bjson\b"
+    r"|\bpars(?:e|ing)\b|\bdecod|\bdeserial|\bformat\b|\btool[ _]calls?\b|\bfunction[ _]calls?\b"
+    r"|\bis not (?:a|an|one|allowed|supported)\b|\b(?:messages|content|input|tools)[.\[]"
+    r"|\bthe (?:user|text|prompt|message)\b|\bwrote\b|\bsaid\b|\bsays\b|\bgreater than\b"
+    r"|\bless than\b",
+    _I,
+)
+
+# What begins a sentence about the account.
+_BEGINS = LazyPattern(
+    r"(?:(?:sorry|oops|unfortunately|error|warning|attention|notice)[,:!]? )?"
+    r"(?:you(?:'ve| have|'re| are| ran| do| don't| used| hit| exceeded| reached| currently| now"
+    r"|\s\()"
+    rf"|(?:your|the|this|this account's|user'?s?|account|current|an?|all) (?:[\w/'-]+ ){{0,3}}?"
+    rf"(?:{_PLAN}|{_PURSE}|plan|subscription|account|organi[sz]ation|workspace|team|trial|key"
+    r"|user)\b"
+    rf"|(?:{_PLAN}|{_PURSE})\b|{_LACKING}\s+(?:[\w'-]+\s+){{0,2}}?(?:{_PLAN}|{_PURSE})\b"
+    rf"|(?:exceeded\w*|exhausted|reached|over|out of|hit)\b|payment\b|billing\b|credits?\b"
+    r"|(?:[\w-]+ ){0,3}?(?:quota|budget)s? (?:is|has|was|for|of|exceeded|exhausted|not)\b"
+    r"|(?:api )?access\b|account\b|organi[sz]ation\b|subscription\b|\w+ plan\b"
+    r"|(?:(?:extra )?usage|fast mode|long[- ]context|1m context)\b|rate limit"
+    r"|too many requests|no active\b|spend\w*\b)"
+    rf"|[^,。]{{0,16}}?(?:余额|{_QUOTA_ZH}|{_PLAN_ZH}|欠费|账[户号]|预扣费|已[达用]|您|本月|本周|今日|免费|积分"
+    "|用户)",
+    _I,
+)
+#: What gateways and SDKs put before a vendor's sentence.
+_WRAPPED = LazyPattern(
+    r"^(?:\s*(?:error code:? ?\d{3}|http \d{3}|\[?\d{3,5}\]?|\(\d{3}\)"
+    r"|(?:[\w-]+\.)*\w+(?:Error|Exception)"
+    r"|api error|error from provider(?: \([^)]{0,60}\))?|upstream(?: error)?|error|request failed"
+    r"|bad request|forbidden|unauthorized|access denied|payment required|permission denied"
+    r"|provider returned error)\s*[-:,.\]\[()]*\s+|\s*\[\d{3,5}\]\s*\[?)+",
+    _I,
+)
+
+#: Narrow before wide: "concurrency allocated quota exceeded" is no quota.
+_IN_ORDER: tuple[tuple[Meaning, LazyPattern], ...] = (
+    (Meaning.NOT_INCLUDED, _NOT_INCLUDED),
+    (Meaning.RATE, _RATE),
+    (Meaning.PLAN, _PLAN_SPENT),
+    (Meaning.MONEY, _MONEY),
+    (Meaning.MONEY, _PAY),
 )
 
 # -- codes
@@ -243,4 +533,6 @@ def _code_meaning(words: Iterable[str]) -> Meaning | None:
             found.add(Meaning.MONEY)
         elif _PLAN_CODE.search(code):
             found.add(Meaning.PLAN)
+        elif not parts.isdisjoint(("overload", "overloaded")):
+            found.add(Meaning.CAPACITY)
     return _first(found)

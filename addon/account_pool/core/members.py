@@ -2,7 +2,7 @@
 
 Ready accounts stand in the selection policy, those whose place will change with time
 have an alarm, the rest stand nowhere. An account that takes over from one that became
-limited is given requests one by one (`cooldown.Ramp`).
+limited is given requests one by one (`state.Ramp`).
 
 What requests lately met is no cooldown: the account is as it was, and serves whoever has
 nowhere else to go. An overload is remembered by account and model for a minute, unless a
@@ -17,18 +17,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
+from msgspec import Struct, field
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import RAMP_S, Ramp
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.lease import Lease, RequestFacts, Shortage
 from account_pool.core.selection import SelectionPolicy
-from account_pool.core.state import AccountState, ByModel
+from account_pool.core.state import AccountState, Switches
 
 #: How long an overload of an account for a model is remembered, seconds.
 OVERLOADED_S = 60.0
@@ -57,16 +56,14 @@ class _Model(NamedTuple):
     name: str | None
 
 
-@dataclass(slots=True)
-class _Refused:
+class _Refused(Struct):
     """Something that all accounts refused, and whom it was tried on since."""
 
     until: float
     asked: deque[AccountKey] = field(default_factory=lambda: deque(maxlen=MAX_ASKED))
 
 
-@dataclass(slots=True, eq=False)
-class RecentFailures:
+class RecentFailures(Struct, eq=False):
     """What requests to one provider have lately met.
 
     Attributes:
@@ -210,8 +207,6 @@ def _make_room(known: dict[Any, Any], kept: int = MAX_REMEMBERED) -> None:
         del known[next(iter(known))]
 
 
-#: Models whose requests have lately had to move, remembered per provider.
-MAX_SWITCHES = 128
 #: Accounts that are looked at for one request that may probe: some are limited for other models.
 MAX_DUE = 8
 
@@ -229,8 +224,7 @@ class Members:
         #: those that are to be probed while others serve, by when
         self.probes: SortedDict[tuple[float, int], AccountState] = SortedDict()
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
-        #: what a cooldown has covered lately, and when it began: its requests go elsewhere
-        self.switched: ByModel[float] = ByModel()
+        self.switched = Switches()
         #: why nobody could serve, by model, kind and who is not asked; until anything changes
         self.shortages: dict[tuple[str | None, str, frozenset[AccountKey]], Shortage] = {}
         #: a request is out on an account that cools, to see whether it really does
@@ -245,19 +239,21 @@ class Members:
             self.reset(state, now)
         if state.verdicts:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
-        if state.cooldowns or state.probe_at < inf:
-            self._set_probe(state, state.cooldowns.next_probe_at(now) if state.enabled else inf)
-        until, account = inf, state.account
+        account, until = state.account, inf
         # As `enabled` and `full` have it; every request comes here twice.
+        enabled = account.enabled and state.disabled is None
         if (
-            account.enabled
-            and state.disabled is None
+            enabled
             and state.credentials
             and not (account.max_concurrent is not None and state.full)
         ):
             until = state.next_start_at
             if state.cooldowns or state.reserved:
                 until = max(until, state.cooling_until(None, now))
+        if state.cooldowns or state.probe_at < inf:
+            probe_at = state.cooldowns.next_probe_at(now) if enabled else inf
+            if probe_at != state.probe_at:
+                self._set_probe(state, probe_at)
         if until <= now:
             self.policy.add(state)
             at = self.policy.changes_at(state)
@@ -279,29 +275,6 @@ class Members:
         kept = state.account.reserve
         state.reserved = reserved(kept, state.headroom, now) if kept else ()
 
-    def note_switch(self, covered: str | None, now: float) -> None:
-        """Requests for *covered* (None: all) have to go to another account from now on."""
-        self.switched.drop_first(lambda at: at + RAMP_S <= now)
-        self.switched.put_last(covered, now)
-        if len(self.switched) > MAX_SWITCHES:
-            del self.switched[next(iter(self.switched))]
-
-    def ramps_of(self, state: AccountState, model: str | None, now: float) -> tuple[Ramp, ...]:
-        """Return the ramps a new request for *model* falls under, begun where they must be."""
-        ramps = state.ramps
-        # Begun one after the other, they end so, but for a second: another is over already.
-        ramps.drop_first(lambda ramp: ramp.over(now))
-        # A cooldown that is over stays until a good answer: nothing is known of it yet.
-        for covered in state.cooldowns.covering(model):
-            if covered not in ramps or ramps[covered].over(now):
-                ramps.put_last(covered, Ramp.half_open(now))
-        for covered in self.switched.covering(model):
-            known = covered in ramps and not ramps[covered].over(now)
-            if not known and now < self.switched[covered] + RAMP_S:
-                ramps.put_last(covered, Ramp.after_switch(now))
-        found = [ramps[covered] for covered in ramps.covering(model)]
-        return tuple([ramp for ramp in found if not ramp.over(now)])
-
     def unplace(self, state: AccountState) -> None:
         self.shortages.clear()
         self.policy.discard(state)
@@ -317,8 +290,6 @@ class Members:
                 yield state
 
     def _set_probe(self, state: AccountState, at: float) -> None:
-        if at == state.probe_at:
-            return
         if state.probe_at < inf:
             del self.probes[(state.probe_at, state.position)]
         if at < inf:
@@ -342,43 +313,3 @@ class Members:
             if wake_at > now:
                 return
             self.place(state, now)
-
-
-class Owners:
-    """Whose limits each account runs into: an organisation, team or project, as responses said.
-
-    Accounts of one owner share them. Nobody has to write that down.
-    """
-
-    __slots__ = ("_members", "_owner")
-
-    def __init__(self) -> None:
-        self._owner: dict[AccountKey, str] = {}
-        self._members: dict[tuple[str, str], set[AccountKey]] = {}
-
-    def learn(self, key: AccountKey, owner: str) -> None:
-        """Note that *key* is one of *owner*'s."""
-        if self._owner.get(key) != owner:
-            self.forget(key)
-            self._owner[key] = owner
-            self._members.setdefault((key.provider, owner), set()).add(key)
-
-    def forget(self, key: AccountKey) -> None:
-        """*key* is gone, or has another credential."""
-        owner = self._owner.pop(key, None)
-        if owner is not None:
-            members = self._members[key.provider, owner]
-            members.discard(key)
-            if not members:
-                del self._members[key.provider, owner]
-
-    def of(self, key: AccountKey) -> str | None:
-        """Return the owner of *key*, None while no answer has named one."""
-        return self._owner.get(key)
-
-    def others(self, key: AccountKey) -> list[AccountKey]:
-        """Return the other accounts of the owner of *key*, sorted."""
-        owner = self._owner.get(key)
-        if owner is None:
-            return []
-        return sorted(self._members[key.provider, owner] - {key})

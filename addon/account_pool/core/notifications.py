@@ -363,7 +363,7 @@ class Watch:
 def _back(over: Subject) -> Notification:
     subject = Subject(Event.BACK, over.about)
     if not over.about:
-        return Notification(subject=subject, text="the state database can be written again")
+        return Notification(subject=subject, text="the state can be written again")
     if over.event is Event.ALL_ON_COOLDOWN:
         of_model = f" for {over.detail}" if over.detail else ""
         text = f"{over.about}: an account can serve again{of_model}"

@@ -5,7 +5,7 @@ is not full and may start a request (min_interval). Ready accounts stand in the
 selection policy, those whose place will change with time have an alarm, the rest stand
 nowhere (`members`), so a choice costs the same with three accounts and with ten thousand.
 One that takes over from a limited account, or returns, is given requests one by one
-(`cooldown.Ramp`). Requests that cannot be served wait in a line (`lease`).
+(`state.Ramp`). Requests that cannot be served wait in a line (`lease`).
 
 Times are monotonic seconds and passed in; chance is passed in. Not thread-safe: one event
 loop calls it.
@@ -19,7 +19,6 @@ from math import inf
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.cooldown import Ramp
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Admission, Lease, RequestFacts, Ticket, shortage
@@ -28,6 +27,8 @@ from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.selection import has_few_left
 from account_pool.core.state import AccountState
 
+#: Accounts without a permit that are passed over for one that needs none.
+MAX_HELD = 64
 #: Accounts with few requests left that are passed over for one that has room.
 MAX_SHORT = 8
 #: Why nobody could serve is remembered for so many kinds of requests.
@@ -46,6 +47,7 @@ class Pool:
         accounts: the accounts of all providers.
         health: what responses teach about them.
         decisions: what was decided, and why.
+        admission: who waits for an account.
         seek: called with a provider of which nobody can serve: looks for credentials that
             could not be read, and returns whether there are new ones.
     """
@@ -57,10 +59,10 @@ class Pool:
         default_cooldown_s: float = 300.0,
         chance: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._admission = Admission()
-        self.accounts = Accounts(strategy)
-        self.accounts.on_change = self._let_go_on
-        self.accounts.on_removal = self._admission.call_all
+        self.admission = Admission()
+        self.accounts = Accounts(strategy, chance)
+        self.accounts.on_change = self.accounts.permits.on_change = self._let_go_on
+        self.accounts.on_removal = self.admission.call_all
         self.decisions = self.accounts.decisions
         self.health = PassiveHealth(
             accounts=self.accounts, default_cooldown_s=default_cooldown_s, chance=chance
@@ -104,16 +106,21 @@ class Pool:
             one = members.by_label.get(only.label)
             ranked = iter((one,) if one is not None and one.is_ready(model, now) else ())
         short: list[AccountState] = []
+        held = 0
         for state in ranked:
             # What is left to ask depends on the request. Accounts whose ramps are full are
             # walked past: they are no more than there are requests without an answer.
-            if state.ramps and heed_ramps and not state.ramps_admit(model, now):
-                continue
             if (
                 kind in state.credentials
                 and (not (models := state.account.models).globs or models.allows(model))
                 and state.key not in avoid
             ):
+                if state.ramps and heed_ramps and not state.ramps_admit(model, now):
+                    if self.accounts.permits.proxies > 1:
+                        held += self.accounts.permits.want(state, model, now, ask=not held)
+                        if held > MAX_HELD:
+                            return state
+                    continue
                 # Whoever is about to reach a limit gets no more while another has room, so that
                 # what is in flight then is not refused.
                 if not (state.headroom.windows and has_few_left(state, model, now)):
@@ -244,7 +251,7 @@ class Pool:
         if not state.may_be_probed(facts.model, now, soon_s):
             return None
         members.probing = True
-        state.note_probe(facts.model, now)
+        self._note_probe(state, facts.model, now)
         return self._lease(state, facts, now, probe=True)
 
     def acquire_probe(self, facts: RequestFacts, *, now: float) -> Lease | None:
@@ -263,10 +270,17 @@ class Pool:
                 continue
             if self.pick(facts, now=now, avoid=(state.key,)) is None:
                 return None
+            if not self.accounts.permits.may_probe(state, now):
+                continue
             state.probing = True
-            state.note_probe(facts.model, now)
+            self._note_probe(state, facts.model, now)
             return self._lease(state, facts, now, probe=True)
         return None
+
+    def _note_probe(self, state: AccountState, model: str | None, now: float) -> None:
+        state.note_probe(model, now)
+        if self.accounts.permits.proxies > 1:
+            self.accounts.on_urgent()  # others would ask it as well
 
     def renew(self, lease: Lease, *, now: float) -> Lease | None:
         """Swap *lease* for one on the same account with the credential it holds now.
@@ -291,9 +305,9 @@ class Pool:
         lease.returned = True
         state.running.pop(id(lease), None)
         ramps, lease.ramps = lease.ramps, ()
-        return self._start(
-            state, facts, now, ramps, probe=lease.probe, last_resort=lease.last_resort
-        )
+        renewed = self._start(state, facts, now, probe=lease.probe, last_resort=lease.last_resort)
+        renewed.ramps = ramps
+        return renewed
 
     def answered(self, lease: Lease, *, now: float) -> None:
         """The response to *lease* is good and begins: what it proves is believed at once.
@@ -319,7 +333,9 @@ class Pool:
                 members.place(state, now)
                 others_may_go = True
         if others_may_go:
-            self.accounts.changed(lease.key, now)
+            self.accounts.mark_dirty(lease.key)
+            if lease.key.provider in self.admission.waiting:
+                self._let_go_on(lease.key.provider, now)
 
     def release(self, lease: Lease, outcome: Outcome | None, *, now: float) -> None:
         """Give *lease* back and learn from its *outcome* (None: it says nothing).
@@ -348,7 +364,7 @@ class Pool:
         provider = lease.key.provider
         self._place(state, self._members[provider], now)
         self.accounts.mark_dirty(lease.key)
-        if provider in self._admission.waiting:
+        if provider in self.admission.waiting:
             self._let_go_on(provider, now)
 
     def _lease(
@@ -366,12 +382,9 @@ class Pool:
         state.last_used, state.asked_at = next(self._sequence), now
         # It ranks with its tier again.
         moved, state.passed_over = state.passed_over > 0, 0
-        ramps: tuple[Ramp, ...] = ()
+        lease = self._start(state, facts, now, probe=probe, last_resort=last_resort)
         if state.cooldowns or state.ramps or members.switched:
-            ramps = members.ramps_of(state, facts.model, now)
-            for ramp in ramps:
-                ramp.sent()
-        lease = self._start(state, facts, now, ramps, probe=probe, last_resort=last_resort)
+            lease.ramps = state.count_in(facts.model, members.switched, now)
         if moved:
             members.place(state, now)
         return lease
@@ -381,7 +394,6 @@ class Pool:
         state: AccountState,
         facts: RequestFacts,
         now: float,
-        ramps: tuple[Ramp, ...],
         *,
         probe: bool,
         last_resort: bool,
@@ -401,7 +413,6 @@ class Pool:
             facts=facts,
             started_at=now,
             epoch=state.epoch,
-            ramps=ramps,
             probe=probe,
             last_resort=last_resort,
         )
@@ -462,36 +473,10 @@ class Pool:
 
     # -- waiting
 
-    def may_wait(self, facts: RequestFacts, max_waiting: int) -> bool:
-        """Say whether there is room for one more request that waits."""
-        return self._admission.has_room(facts.body_bytes, max_waiting)
-
-    def wait(self, ticket: Ticket, retry_at: float | None) -> float:
-        """Let *ticket* wait in its line; return when it should look again by itself.
-
-        Args:
-            retry_at: when the first account returns (`NoUsableAccount`); the first of a
-                line looks then, the others when they are called or give up.
-        """
-        first = self._admission.join(ticket)
-        ticket.look_at = ticket.give_up_at
-        if first and retry_at is not None:
-            ticket.look_at = min(retry_at, ticket.give_up_at)
-        return ticket.look_at
-
-    def stop_waiting(self, ticket: Ticket) -> Lease | None:
-        """*ticket* leaves its line; return what it was given while it waited, if anything.
-
-        A lease that is not taken must be released.
-        """
-        self._admission.leave(ticket)
-        lease, ticket.lease = ticket.lease, None
-        return lease
-
     def admit(self, provider: str, *, now: float) -> None:
         """Give those who wait what they can use now, the oldest first."""
-        if provider in self._admission.waiting:
-            self._admission.admit(provider, lambda ticket: self._serve(ticket, now))
+        if provider in self.admission.waiting:
+            self.admission.admit(provider, lambda ticket: self._serve(ticket, now))
 
     def _serve(self, ticket: Ticket, now: float) -> Lease | None:
         facts, avoid, home = ticket.facts, ticket.avoid, ticket.home
@@ -506,10 +491,10 @@ class Pool:
 
     def _let_go_on(self, provider: str, now: float) -> None:
         """Admit whom we can; call those whose wait has become shorter, or vain."""
-        if provider not in self._admission.waiting:
+        if provider not in self.admission.waiting:
             return
         self.admit(provider, now=now)
-        for line in self._admission.lines(provider):
+        for line in self.admission.lines(provider):
             first = line[0]
             nobody = self.shortage(first.facts, now=now, avoid=first.avoid, only=first.only)
             retry_at = inf if nobody.retry_at is None else nobody.retry_at

@@ -7,14 +7,14 @@ decision of ours and has no record. Decides nothing: `attempts.py` does, and cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import assert_never
+
+from msgspec import Struct
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
 from account_pool.core.decisions import By, Decision, Kind, session_hash
-from account_pool.core.errors import NoUsableAccount, UnknownAccount
+from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
@@ -26,8 +26,7 @@ CLOSED = "closed so that its client opens another"
 NOT_KEPT = "not replayed: its body was streamed, not kept (over 64 MiB, or by another addon)"
 
 
-@dataclass(slots=True, eq=False)
-class RequestEvents:
+class RequestEvents(Struct, eq=False):
     """Records the decisions about one request.
 
     Attributes:
@@ -202,17 +201,17 @@ class RequestEvents:
 
         Its cooldown, why it is disabled, and its open verdict.
         """
-        if account is not None:
-            with suppress(UnknownAccount):
-                state, model = self.pool.accounts.get(account), self.facts.model
-                return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
-        return None, None, None
+        state = None if account is None else self.pool.accounts.find(account)
+        if state is None:
+            return None, None, None
+        model = self.facts.model
+        return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
 
     def _why_not(self, account: AccountKey, now: float) -> str:
         """Return why *account*, which was not asked, cannot serve; "" if its state says so."""
         cooldown, disabled, _ = self._standing(account, now)
         if cooldown or disabled:
             return ""
-        if all(state.key != account for state in self.pool.accounts.of(account.provider)):
+        if self.pool.accounts.find(account) is None:
             return "it is no longer in the pool"
         return self.pool.shortage(self.facts, now=now, only=account).reason

@@ -26,7 +26,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from account_pool.core.text_patterns import LazyPattern
+from account_pool.core.meaning import LazyPattern
 
 #: The longest wait that is believed: a year and a day.
 MAX_WAIT_S = 366 * 86_400.0
@@ -65,8 +65,8 @@ _UNIT_S = {
     "week": 604_800.0,
 }
 _UNITS = "|".join(
-    # Units of one letter and "ms" have no plural.
-    f"{unit}s?" if len(unit) > 2 else unit
+    # Units of one letter and those below a millisecond have no plural.
+    f"{unit}s?" if len(unit) > 2 or unit == "hr" else unit
     for unit in sorted(_UNIT_S, key=len, reverse=True)
 )
 # The blank after an article is required: "and" would be one day.
@@ -340,3 +340,48 @@ def named_zone(name: str) -> tzinfo | None:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         # Slim containers and Windows have no data; China has had one offset since 1991.
         return timezone(timedelta(hours=8)) if name == "Asia/Shanghai" else None
+
+
+# -- the window a sentence names
+
+# The first one counts, later ones advertise upgrades.
+_WINDOW = LazyPattern(
+    r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day|week|month)s?\b"
+    r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
+    r"|\bper\s(?P<seconds>[0-9]{1,7})\s?s(?:econds)?\b"
+    r"|\b(?P<every>hourly|daily|weekly|monthly|billing (?:cycle|period)|this (?:week|month))\b"
+    r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b"
+    # UserByModelByDay
+    r"|(?<=[a-z])By(?P<by>Second|Minute|Hour|Day|Week|Month)\b"
+    r"|(?P<count_zh>[0-9]{1,3})\s?个?(?P<unit_zh>小时|天|日|周|月)(?!\s?\d)"
+    r"|(?P<every_zh>每秒|每分钟|每小时|每日|每天|今日|当日|当天|每周|本周|每月|本月|月度)",
+    re.IGNORECASE,
+)
+_WINDOW_S = {
+    **dict.fromkeys(("s", "sec", "second", "每秒"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "每分钟"), 60.0),
+    **dict.fromkeys(("h", "hour", "hourly", "小时", "每小时"), 3600.0),
+    **dict.fromkeys(("d", "day", "daily"), 86_400.0),
+    **dict.fromkeys(("天", "日", "每日", "每天", "今日", "当日", "当天"), 86_400.0),
+    **dict.fromkeys(("week", "weekly", "this week", "周", "每周", "本周"), 604_800.0),
+    **dict.fromkeys(("month", "monthly", "this month"), 2_678_400.0),
+    **dict.fromkeys(("billing cycle", "billing period"), 2_678_400.0),
+    **dict.fromkeys(("月", "每月", "本月", "月度"), 2_678_400.0),
+}
+
+
+def window_s(text: str) -> float | None:
+    """Return the length of the first window *text* names, in seconds.
+
+    "tokens per min (TPM)", "40 API calls / minute", "5 hour session limits", "TPD".
+    """
+    found = _WINDOW.search(text)
+    if not found:
+        return None
+    if found["count"] or found["count_zh"]:
+        unit = found["unit"] or found["unit_zh"]
+        return float(found["count"] or found["count_zh"]) * _WINDOW_S[unit.lower()]
+    if found["seconds"]:
+        return float(found["seconds"])
+    name = found["per"] or found["every"] or found["short"] or found["by"] or found["every_zh"]
+    return _WINDOW_S[name.lower()]

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
+from account_pool.core.meaning import LazyPattern, plain
 from account_pool.core.reset_hints import DURATION, ZONE, believable, sum_of_parts, time_zone
-from account_pool.core.text_patterns import LazyPattern, plain
 
 # A sentence is searched this far, and so far behind a word that announces a time.
 _MAX_SENTENCE_CHARS = 4096
@@ -29,10 +29,19 @@ _I = re.IGNORECASE
 
 _LEAD = LazyPattern(
     r"\breached\||\b(?:again|retry|retrying|wait|resets?|refresh(?:es|ed)?|access|available"
-    r"|renew(?:s|ed)?|replenished|restored|resumes?|lifted|unlocks?)\b"
-    r"(?:[\s:,~·]{1,3}(?:in|after|for|at|on|by|least|about|around|approximately|another|until"
-    r"|within|the|next|again|will|be|is|time)\b){0,6}[\s:,~·]{0,3}",
+    r"|renew(?:s|ed)?|replenished|restored|resumes?|lifted|unlocks?|cool[- ]?down(?: period)?"
+    # Words that mean something else without what follows.
+    r"|back(?=\s(?:after|at|by|in|on|tomorrow)\b)|allowed(?=\s(?:after|again|at|from|until)\b)"
+    r"|(?:blocked|limited|locked|paused|restricted|throttled|unavailable)(?=\suntil\b))\b"
+    r"(?:[\s:,~·]{1,3}(?:in|after|for|at|on|by|from|least|less|than|about|around|approximately"
+    r"|another|until|within|the|next|again|will|be|is|time)\b){0,6}[\s:,~·]{0,3}",
     _I,
+)
+# A header that is quoted, or its name in a sentence: "retry_after: 30", "Retry after 30."
+_NUMBER = LazyPattern(
+    r"\b(?:retry|resets?|wait)[ _-]?after(?:[ _-]?(?:seconds?|secs?))?['\"]?\s?[:=]?\s?"
+    r"(?P<seconds>[0-9]{1,7}(?:\.[0-9]{1,6})?)\s?s?(?=['\",;)}\]]|\.?\s*$|\.\s)",
+    re.IGNORECASE | re.MULTILINE,
 )
 # 重置: reset, 恢复: restore, 刷新: refresh, 解除/解封: lift, 重试/再试: try again, 可用: available.
 _BACK = r"(?:重置|恢复|刷新|更新|解除|解封|解锁|重试|再试|再次|可用|使用|继续|重新|释放)"
@@ -44,9 +53,9 @@ _BEHIND = LazyPattern(rf"^[^。;!\d]{{0,6}}?{_BACK}")
 # -- spellings of a time
 
 _DURATION = LazyPattern(DURATION, _I)
-# "2.11:58:12" (Azure API Management): days, hours, minutes, seconds.
+# "2.11:58:12" (Azure API Management), "2 days, 11:58:12" (Python): days, hours, minutes, seconds.
 _COUNTDOWN = LazyPattern(
-    r"(?:(?P<days>[0-9]{1,3})\.)?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
+    r"(?:(?P<days>[0-9]{1,3})(?:\.|\sdays?,\s))?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
     r":(?P<seconds>[0-9]{2})\b"
 )
 _ZONE = rf"\s?\(?(?P<zone>{ZONE})?"
@@ -67,25 +76,32 @@ _TIME_OF_DAY = (
     r"|(?P<hour24>[0-9]{1,2}):(?P<minute24>[0-9]{2})(?::(?P<second24>[0-9]{2}))?"
     r"|(?P<midnight>(?i:midnight)))"
 )
+_WEEKDAY = r"(?i:mon|tues?|wed(?:nes)?|thu(?:rs?)?|fri|sat(?:ur)?|sun)(?i:day)?\b\.?"
 _DAY_OF_YEAR = LazyPattern(
-    rf"(?:(?P<month>{_MONTH})\s(?P<day>[0-9]{{1,2}})(?!\d)(?:st|nd|rd|th)?"
+    rf"(?:{_WEEKDAY},?\s)?(?:(?P<month>{_MONTH})\s(?P<day>[0-9]{{1,2}})(?!\d)(?:st|nd|rd|th)?"
     rf"|(?P<day2>[0-9]{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?(?P<month2>{_MONTH}))"
     rf"(?:,?\s(?P<year>20[0-9]{{2}})\b)?(?:,?\s?(?:\bat\s)?{_TIME_OF_DAY})?{_ZONE}"
 )
 _OF_DAY = LazyPattern(rf"(?P<tomorrow>(?i:tomorrow),?(?:\sat)?\s?)?{_TIME_OF_DAY}{_ZONE}")
 _NEXT = LazyPattern(
-    r"(?:next )?(?P<weekday>monday|tuesday|wednesday|thursday|friday|saturday|sunday)\b"
-    r"|(?P<tomorrow>tomorrow)\b",
-    _I,
+    rf"(?i:next )?(?P<weekday>{_WEEKDAY})(?:,?\s(?:at\s)?{_TIME_OF_DAY}{_ZONE})?"
+    r"|(?P<tomorrow>(?i:tomorrow))\b"
 )
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _EPOCH = LazyPattern(r"(?P<epoch>1[0-9]{9})\b")
 
 _CHINESE_UNITS = {"周": 604_800, "星期": 604_800, "天": 86_400, "日": 86_400, "小时": 3600}
 _CHINESE_UNITS |= {"钟头": 3600, "分钟": 60, "分": 60, "秒钟": 1, "秒": 1}
 _CHINESE_PART_TEXT = rf"([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?)\s?个?({'|'.join(_CHINESE_UNITS)})"
 _CHINESE_PART = LazyPattern(_CHINESE_PART_TEXT)
-_CHINESE_WAIT = LazyPattern(rf"(?>(?:{_CHINESE_PART_TEXT}[\s,零又]?){{1,4}})(?![前内的])")
+# Not the day of a date: 12月1日 is December 1.
+_CHINESE_WAIT = LazyPattern(
+    rf"(?<![月0-9.])(?>(?:{_CHINESE_PART_TEXT}[\s,零又]?){{1,4}})(?![前内的])"
+)
+_CHINESE_DATE = LazyPattern(
+    r"(?<![年0-9])(?P<month>[0-9]{1,2})\s?月\s?(?P<day>[0-9]{1,2})\s?[日号]"
+    rf"(?:\s?{_CLOCK}{_ZONE})?"
+)
 _CHINESE_NEXT = LazyPattern(
     r"(?P<day>明天|明日|次日|每日|每天)(?:凌晨|零点|0\s?[点时]|00:00)?|下周一|(?P<month>下个?月(?:1|一)?[日号]?)"
 )
@@ -108,13 +124,15 @@ def _english(
     text: str, now: float | None, zone: tzinfo | None
 ) -> Iterator[tuple[int, float | None]]:
     """Yield where the first time stands that an English word announces, and the wait."""
+    if found := _NUMBER.search(text):
+        yield found.start(), believable(float(found["seconds"]))
     for lead in _LEAD.compiled.finditer(text):
         rest = text[lead.end() : lead.end() + _MAX_TIME_CHARS]
-        if found := _DURATION.match(rest):
-            yield lead.start(), sum_of_parts(found[0])
-            return
         if lead[0].rstrip().lower().endswith(" in") and (found := _COUNTDOWN.match(rest)):
             yield lead.start(), _countdown(found)
+            return
+        if found := _DURATION.match(rest):
+            yield lead.start(), sum_of_parts(found[0])
             return
         for pattern, read in _SPELLINGS:
             if (found := pattern.match(rest)) and (at := _at(read, found, now, zone)) is not None:
@@ -169,10 +187,13 @@ def _moment(found: re.Match[str], today: datetime) -> datetime | None:
 def _day_of_year(found: re.Match[str], today: datetime) -> datetime | None:
     month = _MONTHS.index((found["month"] or found["month2"])[:3].lower()) + 1
     day = int(found["day"] or found["day2"])
-    hour, minute, second = _clock(found)
     year = int(found["year"] or today.year)
-    at = datetime(year, month, day, hour, minute, second, tzinfo=today.tzinfo)
-    return at.replace(year=year + 1) if not found["year"] and today - at > _LATELY else at
+    at = datetime(year, month, day, *_clock(found), tzinfo=today.tzinfo)
+    return at if found["year"] else _this_or_next_year(at, today)
+
+
+def _this_or_next_year(at: datetime, today: datetime) -> datetime:
+    return at.replace(year=at.year + 1) if today - at > _LATELY else at
 
 
 def _time_of_day(found: re.Match[str], today: datetime) -> datetime | None:
@@ -194,8 +215,18 @@ def _clock(found: re.Match[str]) -> tuple[int, int, int]:
 def _next_day(found: re.Match[str], today: datetime) -> datetime | None:
     if found["tomorrow"]:
         return _midnight(today, 1)
-    ahead = _WEEKDAYS.index(found["weekday"].lower()) - today.weekday()
-    return _midnight(today, ahead % 7 or 7)
+    ahead = (_WEEKDAYS.index(found["weekday"][:3].lower()) - today.weekday()) % 7
+    if not (found["hour"] or found["hour24"]):
+        return _midnight(today, ahead or 7)
+    hour, minute, second = _clock(found)
+    at = _following(today.replace(hour=hour, minute=minute, second=second, microsecond=0), ahead)
+    return _following(at, 7) if today - at > _JUST_PASSED else at
+
+
+def _chinese_date(found: re.Match[str], today: datetime) -> datetime | None:
+    clock = (int(found["hour"] or 0), int(found["minute"] or 0), int(found["second"] or 0))
+    month, day = int(found["month"]), int(found["day"])
+    return _this_or_next_year(datetime(today.year, month, day, *clock, tzinfo=today.tzinfo), today)
 
 
 def _chinese_next(found: re.Match[str], today: datetime) -> datetime | None:
@@ -239,6 +270,7 @@ _SPELLINGS: tuple[tuple[LazyPattern, _Read], ...] = (
 )
 _CHINESE_SPELLINGS: tuple[tuple[LazyPattern, _Read | None], ...] = (
     (_MOMENT, _moment),
+    (_CHINESE_DATE, _chinese_date),
     (_CHINESE_WAIT, None),
     (_CHINESE_NEXT, _chinese_next),
 )

@@ -17,10 +17,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from msgspec import Struct
 from sortedcontainers import SortedDict
 
 from account_pool.core.cooldown import covers
@@ -161,7 +161,8 @@ class _Ranked(SelectionPolicy):
 
     def narrow(self, state: AccountState) -> frozenset[str]:
         """Return the models (or globs) for which *state* may rank otherwise than for all."""
-        return frozenset(filter(None, state.headroom.spent))
+        spent = state.headroom.spent
+        return frozenset(filter(None, spent)) if spent else frozenset()
 
     def _rank(self, state: AccountState, model: str | None) -> Rank:
         return (
@@ -299,8 +300,7 @@ class FillFirst(_Ranked):
         return (state.account.label,)
 
 
-@dataclass(slots=True)
-class _Cursor:
+class _Cursor(Struct):
     """Whose turn it is in a ring: the position served last, and its turns in a row."""
 
     position: int = -1

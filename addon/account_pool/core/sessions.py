@@ -23,10 +23,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import heappop, heappush
 from itertools import count
+
+from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
 from account_pool.core.lease import RequestFacts
@@ -66,8 +67,7 @@ def _session_pin(provider: str, session: str) -> str:
     return _BY_HAND + pin_of(provider, session)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Pins:
+class Pins(Struct, kw_only=True, eq=False):
     """Owners by the hash of what they made, least recently used first.
 
     A conversation that a person has pinned to an account is one of its things, too.
@@ -131,10 +131,6 @@ class Pins:
         """Return the account that the conversation *session* is pinned to, if any."""
         return self._owner(_session_pin(provider, session))
 
-    def is_pinned(self, provider: str, session: str) -> bool:
-        """Say whether that conversation is pinned, without using the pin."""
-        return self.pinned_to(provider, session) is not None
-
     def pinned_to(self, provider: str, session: str) -> AccountKey | None:
         """Return what `session_owner` does, without using the pin."""
         known = self._known.get(_session_pin(provider, session))
@@ -196,8 +192,7 @@ class Pins:
 # -- conversations
 
 
-@dataclass(slots=True, eq=False)
-class Session:
+class Session(Struct, eq=False):
     """One conversation.
 
     Attributes:
@@ -213,16 +208,14 @@ class Session:
     settled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SweepResult:
+class SweepResult(Struct, frozen=True):
     """What a sweep did: the keys it removed, and the exceptions of its callbacks."""
 
     removed: tuple[str, ...] = ()
     failures: tuple[Exception, ...] = ()
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Sessions:
+class Sessions(Struct, kw_only=True, eq=False):
     """The sessions of one proxy, by key, least recently used first.
 
     Attributes:
@@ -308,12 +301,11 @@ class Sessions:
             self.changed(key)
         return known
 
-    def sweep(self, now: float, dispose: Callable[[str], None] = _ignore) -> SweepResult:
+    def sweep(self, now: float) -> SweepResult:
         """Remove the sessions that were idle too long, one at a time.
 
-        Each is checked again right before it is removed: *dispose*, called with each key, may
-        have brought others back. An exception of it or of *changed* does not stop the sweep.
-        A sweep during a sweep does nothing.
+        Each is checked again right before it is removed: *changed* may have brought others back.
+        An exception of it does not stop the sweep. A sweep during a sweep does nothing.
         """
         if self._sweeping:
             return SweepResult()
@@ -328,7 +320,6 @@ class Sessions:
                 removed.append(key)
                 try:
                     self.close_session(key)
-                    dispose(key)
                 except Exception as e:
                     failures.append(e)
         finally:
@@ -452,8 +443,7 @@ def session_of(key: str, provider: str) -> str | None:
     return session if found else None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class SessionLease:
+class SessionLease(Struct, kw_only=True, eq=False):
     """What the sessions and pins say of one request.
 
     Attributes:

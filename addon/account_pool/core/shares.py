@@ -179,13 +179,16 @@ class Shares:
         self._all = self._all and bool(asks)
         return asks
 
-    def granted(self, shares: Mapping[AccountKey, Share], *, now: float) -> None:
-        """Use what the store has granted."""
+    def granted(self, shares: Mapping[AccountKey, Share], *, now: float) -> bool:
+        """Use what the store has granted. Return whether others can hold more, or less, by it."""
         self._all = False
+        is_news = False
         usable: dict[AccountKey, float] = {}
         for key, share in shares.items():
             state, before = self._accounts.find(key), self._held.get(key)
             self._held[key] = share
+            known = before or Share(0, 0, share.asked_at)
+            is_news |= (share.slots, share.is_short) != (known.slots, known.is_short)
             if state is None or state.account.max_concurrent is None:
                 # What was asked for before it went is held until it is given back.
                 if not (share.slots or share.wants):
@@ -201,6 +204,7 @@ class Shares:
             if not share.is_short:
                 self._new.discard(key)
         self._accounts.set_shares(usable, now=now)
+        return is_news
 
     def _ask(self, state: AccountState, limit: int, held: Share | None, proxies: int) -> Ask:
         """Return what to ask for *state*, of which this proxy holds *held*."""

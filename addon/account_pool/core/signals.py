@@ -6,7 +6,7 @@ envelope of an error, never at what a model wrote or a user asked: whatever is a
 the body comes before the status, because limits arrive as 200, 400, 402, 403, 412,
 413, 429, 498, 503 and 529, and 429 also carries things that are no limit.
 
-This module knows HTTP statuses (RFC 9110) and where resets are named, `error_facts.py` the
+This module knows HTTP statuses (RFC 9110) and where resets are named, `outcome.py` the
 shapes of envelopes; neither knows the codes of a vendor.
 """
 
@@ -14,16 +14,22 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Set
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.core import reset_hints, reset_sentences
-from account_pool.core.error_facts import ErrorFacts, read_facts
-from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.meaning import LazyPattern, Meaning
+from account_pool.core.outcome import (
+    ErrorFacts,
+    Outcome,
+    OutcomeClass,
+    Scope,
+    UpstreamResponse,
+    read_facts,
+)
 from account_pool.core.sse import Judge, Verdict
-from account_pool.core.text_patterns import LazyPattern
 
 # -- where a response names the moment to come back
 
@@ -49,21 +55,30 @@ def prose(facts: ErrorFacts) -> float | None:
     return reset_sentences.sentence(facts.message, facts.now, facts.zone)
 
 
+#: Fields of an error object that name a reset: waits, and what may be a moment as well.
+_WAIT_FIELDS = (
+    *("resets_in_seconds", "reset_in_seconds", "reset_after_seconds", "reset_seconds"),
+    "retry_after_seconds",
+)
+_RESET_FIELDS = ("retry_after", "resets_at", "reset_at", "resets_in", "reset_in", "reset_time")
+
+
 def body_reset(facts: ErrorFacts) -> float | None:
-    """Fields of the error object: a wait before a moment, which may be outdated."""
-    for holder in (facts.error, _metadata(facts)):
-        for key in ("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"):
-            if (wait := reset_hints.seconds(holder.get(key))) is not None:
-                return wait
-        for key in ("retry_after", "resets_at", "reset_at"):
-            if (wait := reset_hints.reset(holder.get(key), facts.now, facts.zone)) is not None:
-                return wait
+    """Members of the body: milliseconds, then a wait, then a moment, which may be outdated."""
+    if not facts.resets:
+        return None
+    wait = reset_hints.milliseconds(facts.resets.get("retry_after_ms"))
+    if wait is not None:
+        return wait
+    for key in _WAIT_FIELDS:
+        if (wait := reset_hints.seconds(facts.resets.get(key))) is not None:
+            return wait
+    for key in _RESET_FIELDS:
+        value = facts.resets.get(key)
+        wait = None if value is None else reset_hints.reset(value, facts.now, facts.zone)
+        if wait is not None:
+            return wait
     return None
-
-
-def _metadata(facts: ErrorFacts) -> Mapping[str, Any]:
-    metadata = facts.error.get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
 
 
 def spent_window(facts: ErrorFacts) -> float | None:
@@ -140,11 +155,7 @@ _LIMIT_HEADER = LazyPattern(
     r"|x-usage-ratelimit-.*|x-quota-snapshot-.*|x-codex-.*"
     r"-(?:percent|minutes|reset-at|reset-after-seconds|limit|type|credits|unlimited|balance)"
 )
-#: Fields of an error object that name a reset (`body_reset`).
-_RESET_FIELDS = (
-    *("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"),
-    *("retry_after", "resets_at", "reset_at"),
-)
+_BODY_FIELDS = _WAIT_FIELDS + _RESET_FIELDS
 # Numbers, dates, names of windows, `k=v` lists. Keys and tokens have longer words.
 _EVIDENT = LazyPattern(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
 # A code that can be shown in a log: a vendor's identifier, not a sentence.
@@ -164,8 +175,15 @@ ACCOUNT = Scope.ACCOUNT
 MODEL = Scope.MODEL
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class _Row(Struct, frozen=True):
+    """What a row says without names; all else is named (msgspec has no `KW_ONLY`)."""
+
+    why: str
+    cls: OutcomeClass
+    scope: Scope | None = None
+
+
+class Rule(_Row, frozen=True, kw_only=True):
     """One row. Every condition that is given must hold.
 
     Attributes:
@@ -193,10 +211,6 @@ class Rule:
         source: where the vendor or a recording says so; "": that of the table (`rules`).
     """
 
-    why: str
-    cls: OutcomeClass
-    scope: Scope | None = None
-    _: KW_ONLY
     status: Set[int] = frozenset()
     words: Set[str] = frozenset()
     phrase: str = ""
@@ -272,13 +286,17 @@ _STATUS = re.compile(r"[1-5]\d\d")
 #: The end of every table.
 STATUS_RULES = rules(
     "RFC 9110 section 15",
-    # The page of an edge is about the address or the client: every account would be benched
-    # in turn.
+    # What an edge says is about the address or the client: every account would be benched in
+    # turn. A page with a 429 may be about the key.
     Rule("blocked before it reached the API", SERVER_ERROR, status={401, 403},
-        when=lambda facts: facts.html, source="just-every/code codex-api/src/api_bridge_tests.rs"),
+        when=lambda facts: facts.edge, source="just-every/code codex-api/src/api_bridge_tests.rs"),
+    Rule("limited before it reached the API", SERVER_ERROR, status={429},
+        when=lambda facts: facts.edge and not facts.html,
+        source="https://developers.cloudflare.com/support/troubleshooting/http-status-codes/"
+        "cloudflare-1xxx-errors/error-1015/"),
     # "invalid or expired", "may have expired": nobody knows.
     Rule("not accepted and said to have expired", AUTH_EXPIRED, status={401},
-        phrase=r"(?<!or )(?<!may have )\bexpired\b"),
+        phrase=r"(?<!or )(?<!may have )\bexpired\b|(?<!或)已过期(?!或)"),
     Rule("not accepted", AUTH_INVALID, status={401}, unknown=True),
     Rule("payment required", QUOTA, status={402}, unknown=True),
     Rule("refused", FORBIDDEN_ACCOUNT, status={403}, unknown=True),
@@ -293,8 +311,7 @@ STATUS_RULES = rules(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignalTable:
+class SignalTable(Struct, frozen=True, kw_only=True):
     """The rules of one provider.
 
     Attributes:
@@ -405,7 +422,7 @@ def _signal(rule: Rule, facts: ErrorFacts) -> str:
 def _evidence(facts: ErrorFacts) -> dict[str, str]:
     """Return the values that speak of limits, the most telling first."""
     told = {name: value for name, value in facts.headers.items() if _LIMIT_HEADER.fullmatch(name)}
-    named = {name: str(facts.error[name]) for name in _RESET_FIELDS if name in facts.error}
+    named = {name: str(facts.resets[name]) for name in _BODY_FIELDS if name in facts.resets}
     values = {name: value[:_MAX_EVIDENCE_CHARS] for name, value in {**named, **told}.items()}
     shown = [name for name in sorted(values, key=_telling) if _EVIDENT.fullmatch(values[name])]
     return {name: values[name] for name in shown[:_MAX_EVIDENCE]}
@@ -413,6 +430,6 @@ def _evidence(facts: ErrorFacts) -> dict[str, str]:
 
 def _telling(name: str) -> int:
     """Rank what says when to come back before what is left, and that before the rest."""
-    if name in _RESET_FIELDS or name.startswith("retry-after"):
+    if name in _BODY_FIELDS or name.startswith("retry-after"):
         return 0
     return 1 if "reset" in name or "remaining" in name else 2

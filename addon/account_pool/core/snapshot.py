@@ -8,18 +8,20 @@ rounded to milliseconds, so that a row that was read is written back unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
 from account_pool.core.credential import are_of_others
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, Transition
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.state import AccountState, Transition
+from account_pool.core.state import AccountState, SavedRows
 
 #: How long a cooldown still counts for a streak after it has ended, seconds.
 STREAK_KEPT_S = 86400.0
@@ -33,8 +35,7 @@ FORGIVEN_S = 3600.0
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DisablingSnapshot:
+class DisablingSnapshot(Struct, frozen=True, kw_only=True):
     """Why an account is disabled.
 
     Attributes:
@@ -46,8 +47,7 @@ class DisablingSnapshot:
     since: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountSnapshot:
+class AccountSnapshot(Struct, frozen=True, kw_only=True):
     """What is kept of one account. All times are seconds since the epoch.
 
     Attributes:
@@ -72,8 +72,7 @@ class AccountSnapshot:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSnapshot:
+class PoolSnapshot(Struct, frozen=True, kw_only=True):
     """What is kept of a pool.
 
     Attributes:
@@ -124,6 +123,7 @@ def restore(
         by: who or what kept it.
     """
     behind_s = behind(kept, wall_now) - now
+    slower = cache(accounts.permits.slower)
     for account in kept.accounts:
         state = accounts.find(account.key)
         if state is None:
@@ -131,8 +131,11 @@ def restore(
         accounts.owners.forget(account.key)
         if account.owner is not None:
             accounts.owners.learn(account.key, account.owner)
+        before = state.cooldowns
         with accounts.changing(state, by, now) as change:
             into_state(account, change, behind_s)
+            if by is By.PROXY:
+                accounts.permits.told(state, before, now, slower)
             accounts.update_reserve(state, now)
 
 
@@ -147,13 +150,22 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSna
     if state.disabled is not None:
         since = _rounded(state.disabled_at + ahead)
         disabled = DisablingSnapshot(cause=state.disabled, since=since)
+    if not (state.cooldowns or state.headroom.windows):
+        state.saved = None
+    elif state.saved is None or state.saved.ahead != ahead:
+        state.saved = SavedRows(ahead)
+    saved = state.saved
     return AccountSnapshot(
         key=state.key,
-        cooldowns=_rows(state, ahead),
+        cooldowns=saved.cooldowns.of(state.cooldowns, lambda one: _row(one, ahead))
+        if saved
+        else {},
         disabled=disabled,
         refused=state.refused,
         owner=owner,
-        windows={key: _moved(w, ahead) for key, w in state.headroom.windows.items()},
+        windows=saved.windows.of(state.headroom.windows, lambda one: _moved(one, ahead))
+        if saved
+        else {},
         served=state.served,
         source=state.source,
     )
@@ -209,17 +221,6 @@ def _forgiven(account: AccountSnapshot, wall_now: float) -> AccountSnapshot:
     return account if wall_now - disabled.since < FORGIVEN_S else replace(account, disabled=None)
 
 
-def _rows(state: AccountState, ahead: float) -> dict[str | None, Cooldown]:
-    """Return the rows of the cooldowns of *state*; those that have not changed are known."""
-    known, state.rows = state.rows, {}
-    for model, cooldown in state.cooldowns.items():
-        row = known.get(model)
-        if row is None or row[0] is not cooldown or row[1] != ahead:
-            row = cooldown, ahead, _row(cooldown, ahead)
-        state.rows[model] = row
-    return {model: row for model, (_, _, row) in state.rows.items()}
-
-
 def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
     return replace(
         cooldown,
@@ -238,7 +239,6 @@ def _later(cooldown: Cooldown, seconds: float) -> Cooldown:
     )
 
 
-@lru_cache(maxsize=1024)
 def _moved(window: Window, ahead: float) -> Window:
     return window._replace(
         told_at=_rounded(window.told_at + ahead), reset_at=_rounded(window.reset_at + ahead)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
+
+from account_pool.core.json_values import NOT_READ
 
 Shape = Literal["sse", "json"]
 
@@ -34,8 +36,8 @@ HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"type"\s*:\s*"error"')
 #: The same for services that fail without one: `{"base_resp": {"status_code": 1008}}`,
 #: `{"code": 1113, "msg": ...}`.
 HAS_FAILURE = re.compile(
-    HAS_ERROR.pattern + rb'|"(?:status_?code|(?:err(?:or)?_?)?code)"\s*:\s*(?:"[^"]|[1-9])'
-    rb'|"(?:msg|errmsg)"\s*:|"success"\s*:\s*false'
+    HAS_ERROR.pattern + rb'|"(?:status_?code|(?:err(?:or)?_?)?[Cc]ode)"\s*:\s*(?:"[^"]|[1-9])'
+    rb'|"Error"\s*:\s*\{|"(?:msg|errmsg)"\s*:|"success"\s*:\s*false'
 )
 _JSON_BLANK = b" \t\r\n"
 
@@ -55,16 +57,14 @@ class Verdict(Enum):
 Judge = Callable[[str | None, Any], Verdict]
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
+class StreamEvent(Struct, frozen=True):
     """One event: its name, None for the default "message", and its data lines."""
 
     name: str | None
     data: str
 
 
-@dataclass(frozen=True, slots=True)
-class StreamVerdict:
+class StreamVerdict(Struct, frozen=True):
     """The verdict on the start of a response.
 
     Attributes:
@@ -234,7 +234,7 @@ class Gate:
             self._events += 1
             try:
                 value = msgspec.json.decode(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except NOT_READ:
                 value = None
             verdict = self._judge(name, value)
             if verdict is Verdict.COMMIT:
@@ -298,7 +298,7 @@ class _Document:
         try:
             # Checks the syntax without building anything.
             msgspec.json.decode(self._buffer, type=msgspec.Raw)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_READ:
             return False
         return True
 

@@ -1,40 +1,48 @@
-"""What is known of one account while the proxy runs, what follows from it, and what changes it.
-
-`AccountState` has values and questions only. A `Transition` is the one place where cooldowns,
-verdicts and disabling change, and records it as it is made; `Accounts.changing` begins it, and
-puts the account where it belongs afterwards. That a cooldown has run out is no change: nothing
-happens then, and its record says until when it lasts. What requests count is in `pool.py`.
+"""What is known of one account while the proxy runs, and what follows from it.
 
 What is known by model is kept so that a hundred models cost no more than one (`ByModel`).
+Cooldowns, verdicts and disabling are changed by a `Transition` (`decisions.py`), what requests
+count by `pool.py`.
+
+The herd of an account that became limited would throttle the next one as well: where it
+goes, concurrency starts at one and grows (docs/storms.md). The same holds for an account
+that returns from a cooldown, where one request tries first: both have a `Ramp`. Counted are
+requests nobody has answered yet: an answer's head tells whether there is a limit, its
+body may stream for minutes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from math import inf
 from operator import attrgetter
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import (
-    AccountVerdict,
-    Cause,
-    Cooldown,
-    Ramp,
-    covered,
-    covers,
-    opened,
-)
+from account_pool.core.cooldown import PROBED_FROM_S, AccountVerdict, Cause, Cooldown, covers
 from account_pool.core.credential import Credential
-from account_pool.core.decisions import By, Decision, Decisions, Kind
-from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot
-from account_pool.core.outcome import Outcome
+from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot, Key, Window
 
 Rank = tuple[float | str, ...]
+Name = TypeVar("Name")
 Value = TypeVar("Value")
+Row = TypeVar("Row")
 _UNTIL = attrgetter("until")
-_REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})
+
+#: Time in which concurrency grows by one, seconds, also when nobody has answered.
+STEP_S = 0.25
+#: Longest time an account is treated with care, seconds.
+RAMP_S = 30.0
+#: How long the first request after a cooldown is alone while it is not answered, seconds.
+#: Refusals come at once; a good answer may take as long as the model thinks.
+ALONE_S = 1.0
+#: Ramps of an account from which on none that is held back keeps those behind it.
+MAX_RAMPS = 256
+#: Models whose requests have lately had to move, remembered per provider.
+MAX_SWITCHES = 128
 
 
 class ByModel(dict[str | None, Value]):
@@ -95,10 +103,12 @@ class Cooldowns(ByModel["Cooldown"]):
     _probe_at: float | None = None
 
     def __setitem__(self, covered: str | None, cooldown: Cooldown) -> None:
-        self._forget_probe(self.get(covered))
-        if self._probe_at is not None:
-            self._probe_at = min(self._probe_at, cooldown.probe_at())
+        gone = self.get(covered)
         super().__setitem__(covered, cooldown)
+        self._forget_probe(gone)
+        # Others are not probed.
+        if self._probe_at is not None and cooldown.until - cooldown.since > PROBED_FROM_S:
+            self._probe_at = min(self._probe_at, cooldown.probe_at())
 
     def __delitem__(self, covered: str | None) -> None:
         self._forget_probe(self[covered])
@@ -124,8 +134,160 @@ class Cooldowns(ByModel["Cooldown"]):
         return [cooldown for cooldown in found if now < cooldown.until]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class AccountState:
+class Rows(dict[Name, tuple[Value, Row]]):
+    """Values with what was made of each: made anew only for one that is another object.
+
+    Whoever compares what was made finds the same object, and need not look into it.
+    """
+
+    __slots__ = ()
+
+    def of(self, values: Mapping[Name, Value], make: Callable[[Value], Row]) -> dict[Name, Row]:
+        """Return what *make* makes of *values*; all others are forgotten."""
+        for name, value in values.items():
+            known = self.get(name)
+            if known is None or known[0] is not value:
+                self[name] = value, make(value)
+        if len(self) > len(values):
+            for name in self.keys() - values.keys():
+                del self[name]
+        return {name: self[name][1] for name in values}
+
+
+class Ramp(Struct, eq=False):
+    """The growing number of requests that may wait for their answers at once.
+
+    Attributes:
+        grows_from: when time began, or begins, to add to it, monotonic seconds.
+        answered: good answers so far, each of which added one.
+        unanswered: requests sent under it whose answers have not begun.
+        slower: how many times as long it takes to grow by one.
+        opens_at: nobody is sent before, monotonic seconds; infinity: it is not known yet.
+    """
+
+    grows_from: float
+    answered: int = 0
+    unanswered: int = 0
+    slower: float = 1.0
+    opens_at: float = -inf
+
+    @classmethod
+    def after_switch(cls, now: float, slower: float = 1.0) -> Ramp:
+        """Return that of an account which takes over from one that became limited."""
+        return cls(now, slower=slower)
+
+    @classmethod
+    def half_open(cls, now: float) -> Ramp:
+        """Return that of an account which returns: one request tries, then it grows."""
+        return cls(now + ALONE_S)
+
+    @classmethod
+    def held(cls) -> Ramp:
+        """Return that of an account which cools: nobody tries without a permit (`permits.py`)."""
+        return cls(inf, opens_at=inf)
+
+    @property
+    def is_held(self) -> bool:
+        return self.grows_from == inf
+
+    def begin(self, now: float) -> None:
+        """Somebody tries, if this was held back so far."""
+        if self.is_held:
+            self.grows_from, self.opens_at = now + ALONE_S, -inf
+
+    def allowed(self, now: float) -> int:
+        """Return how many requests may be unanswered at *now*."""
+        # Rounded up a little: at the moment `admits_at` names, the step is made.
+        steps = (
+            int((now - self.grows_from) / (STEP_S * self.slower) + 1e-4)
+            if now > self.grows_from
+            else 0
+        )
+        return 1 + self.answered + steps
+
+    def admits(self, now: float) -> bool:
+        """Say whether one more request may be sent."""
+        return self.opens_at <= now and (
+            self.unanswered <= self.answered
+            or self.unanswered < self.allowed(now)
+            or self.over(now)
+        )
+
+    def admits_at(self) -> float:
+        """Return when time alone lets one more request go; minus infinity if it may now."""
+        missing = self.unanswered - self.answered
+        if missing <= 0:
+            return self.opens_at
+        return max(self.grows_from + min(missing * STEP_S * self.slower, RAMP_S), self.opens_at)
+
+    def over(self, now: float) -> bool:
+        return now >= self.grows_from + RAMP_S
+
+    def sent(self) -> None:
+        """One more request waits for its answer."""
+        self.unanswered += 1
+
+    def done(self, *, good: bool, now: float) -> None:
+        """One of them has its answer, or ended without; *good*: it was no refusal."""
+        self.unanswered -= 1
+        if good:
+            self.answered += 1
+            # Whoever tried first has come through: the others may follow.
+            self.grows_from = min(self.grows_from, now)
+
+
+class Ramps(ByModel[Ramp]):
+    """The ramps of one account, by what they cover, the newest last."""
+
+    def hold(self, covered: str | None) -> None:
+        """A cooldown has begun: nobody tries without a permit when it is over."""
+        self.put_last(covered, Ramp.held())
+
+    def drop_over(self, now: float) -> None:
+        """Forget those that are over; of more than MAX_RAMPS some a call later."""
+        # Begun one after the other, they end so, but for a second: another is over already.
+        self.drop_first(lambda ramp: ramp.over(now))
+        if len(self) > MAX_RAMPS:
+            first = next(iter(self))
+            if self[first].is_held:  # it will end after those that are behind it
+                self.put_last(first, self[first])
+
+
+class Switch(NamedTuple):
+    """Requests had to go elsewhere.
+
+    Attributes:
+        at: since when, monotonic seconds.
+        slower: as that of the ramps of those who take over.
+    """
+
+    at: float
+    slower: float
+
+
+class Switches(ByModel[Switch]):
+    """What cooldowns have covered lately: its requests go elsewhere."""
+
+    def note(self, covered: str | None, now: float, slower: float) -> None:
+        """Requests for *covered* (None: all) have to go to another account from now on.
+
+        *slower*: as that of the ramps of those who take over.
+        """
+        self.drop_first(lambda switch: switch.at + RAMP_S <= now)
+        self.put_last(covered, Switch(now, slower))
+        if len(self) > MAX_SWITCHES:
+            del self[next(iter(self))]
+
+
+class SavedRows(Struct, eq=False):
+    """What was saved last of an account, for a store whose clock was *ahead*, seconds."""
+
+    ahead: float
+    cooldowns: Rows[str | None, Cooldown, Cooldown] = field(default_factory=Rows)
+    windows: Rows[Key, Window, Window] = field(default_factory=Rows)
+
+
+class AccountState(Struct, kw_only=True, eq=False):
     """What the pool knows about an account while it runs.
 
     Attributes:
@@ -169,8 +331,7 @@ class AccountState:
         share: how many requests this proxy may have in flight, of `max_concurrent`, which it
             divides with others (`shares.py`); infinity where it does not.
         rank: the key it stands under in the selection policy; None while not ready.
-        rows: its cooldowns as they were saved last, by model: the cooldown, by how much the
-            clock of the store was ahead, and the row.
+        saved: its cooldowns and windows as they were saved last; None if there were none.
         wake_at: when to place it again, as time alone changes where it belongs.
         removed: it is no longer in the pool; a lease may still refer to it.
     """
@@ -188,7 +349,7 @@ class AccountState:
     passed_over: int = 0
     next_start_at: float = -inf
     cooldowns: Cooldowns = field(default_factory=Cooldowns)
-    ramps: ByModel[Ramp] = field(default_factory=ByModel)
+    ramps: Ramps = field(default_factory=Ramps)
     departures: int = 0
     broken: int = 0
     running: dict[int, float] = field(default_factory=dict)
@@ -210,7 +371,7 @@ class AccountState:
     in_flight_remote: int = 0
     share: float = inf
     rank: Rank | None = None
-    rows: dict[str | None, tuple[Cooldown, float, Cooldown]] = field(default_factory=dict)
+    saved: SavedRows | None = None
     wake_at: float = inf
     removed: bool = False
 
@@ -307,6 +468,30 @@ class AccountState:
         for cooldown in self.cooldowns.cooling(model, now):
             self.cooldowns[cooldown.model] = replace(cooldown, probed_at=now)
 
+    def count_in(self, model: str | None, switched: Switches, now: float) -> tuple[Ramp, ...]:
+        """Count one more request for *model*; return the ramps it falls under.
+
+        They begin where they must: the account returns, or takes over from one that *switched*.
+        """
+        ramps = self.ramps
+        ramps.drop_over(now)
+        # A cooldown that is over stays until a good answer: nothing is known of it yet.
+        for covered in self.cooldowns.covering(model):
+            if covered not in ramps or ramps[covered].over(now):
+                ramps.put_last(covered, Ramp.half_open(now))
+        for covered in switched.covering(model):
+            known = covered in ramps and not ramps[covered].over(now)
+            switch = switched[covered]
+            if not known and now < switch.at + RAMP_S:
+                ramps.put_last(covered, Ramp.after_switch(now, switch.slower))
+        found = [ramps[covered] for covered in ramps.covering(model)]
+        for ramp in found:
+            ramp.begin(now)
+        counted = [ramp for ramp in found if not ramp.over(now)]
+        for ramp in counted:
+            ramp.sent()
+        return tuple(counted)
+
     def ramps_admit(self, model: str | None, now: float) -> bool:
         """Say whether one more request for *model* may wait for its answer here."""
         return all(self.ramps[covered].admits(now) for covered in self.ramps.covering(model))
@@ -338,187 +523,3 @@ class AccountState:
     def _reserved(self, model: str | None, now: float) -> list[Cooldown]:
         """Return what its reserve keeps back of *model* now."""
         return [c for c in self.reserved if now < c.until and c.covers(model)]
-
-
-# -- what changes it
-
-
-def _any(_value: object) -> bool:
-    return True
-
-
-@dataclass(slots=True, eq=False)
-class Transition:
-    """A change of *state* at *now*, because of *by*."""
-
-    state: AccountState
-    decisions: Decisions
-    by: By
-    now: float
-
-    # -- cooldowns
-
-    def cool(self, cooldown: Cooldown) -> None:
-        """Let the account cool as *cooldown* says, in place of the one that covers the same."""
-        before = self.state.cooldowns.get(cooldown.model)
-        self.state.cooldowns[cooldown.model] = cooldown
-        if cooldown.active(self.now):
-            self._lasts(Kind.COOLDOWN, cooldown)
-        elif before is not None:
-            self._released(before, self.by)
-
-    def end_cooldowns(
-        self,
-        ended: Callable[[Cooldown], bool] = _any,
-        by: By | None = None,
-        *,
-        among: Iterable[str | None] | None = None,
-    ) -> list[Cooldown]:
-        """Drop the cooldowns that *ended* says; return those that had not run out.
-
-        Args:
-            among: those of these models only.
-        """
-        known = self.state.cooldowns
-        looked_at = known.values() if among is None else [known[model] for model in among]
-        over = [cooldown for cooldown in looked_at if ended(cooldown)]
-        for cooldown in over:
-            del known[cooldown.model]
-        active = [cooldown for cooldown in over if cooldown.active(self.now)]
-        for cooldown in active:
-            self._released(cooldown, by or self.by)
-        return active
-
-    # -- verdicts
-
-    def suspect(self, outcome: Outcome, model: str | None) -> AccountVerdict:
-        """Open the verdict that *outcome* to a request for *model* asks for."""
-        before = self.state.verdicts
-        verdicts = self.state.verdicts = opened(before, outcome, model, self.now)
-        for about in before.keys() - verdicts.keys():
-            self._ended(Kind.SUSPECT, about)
-        verdict = verdicts[covered(outcome, model)]
-        if verdict != before.get(verdict.covered):
-            self._lasts(Kind.SUSPECT, verdict)
-        return verdict
-
-    def end_verdicts(self, ended: Callable[[AccountVerdict], bool] = _any) -> None:
-        """Drop the verdicts that *ended* says."""
-        known = self.state.verdicts
-        self.state.verdicts = {about: v for about, v in known.items() if not ended(v)}
-        for about in known.keys() - self.state.verdicts.keys():
-            self._ended(Kind.SUSPECT, about)
-
-    def reopen(self, verdict: AccountVerdict) -> None:
-        """Open *verdict* again, which another one has taken the place of."""
-        self.state.verdicts[verdict.covered] = verdict
-        self._lasts(Kind.SUSPECT, verdict)
-
-    # -- being disabled
-
-    def disable(self, cause: Cause, since: float) -> None:
-        """Take the account out of use until something is done about *cause*."""
-        if cause != self.state.disabled:
-            self.enable()
-            self.decisions.add(_about(self.state.key, Kind.DISABLE, cause, self.by, self.now))
-        self.state.disabled, self.state.disabled_at = cause, since
-
-    def enable(self) -> None:
-        """End a disabling."""
-        cause, self.state.disabled = self.state.disabled, None
-        if cause is not None:
-            ends = self._ended(Kind.DISABLE, None)
-            enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
-            self.decisions.add(enabled)
-
-    # -- all of it
-
-    def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
-        """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
-        before = self.state.cooldowns
-        self.state.cooldowns = Cooldowns.of(cooldowns)
-        for model in {**before, **cooldowns}:
-            was, cooldown = before.get(model), cooldowns.get(model)
-            if was == cooldown:
-                continue
-            if cooldown is not None and cooldown.active(self.now):
-                self._lasts(Kind.COOLDOWN, cooldown)
-            elif was is not None:
-                self._released(was, self.by)
-
-    # -- records
-
-    def _lasts(self, kind: Kind, what: Cooldown | AccountVerdict) -> None:
-        """Record a cooldown or verdict that begins, or goes on."""
-        standing = self.decisions.lasting(kind, self.state.key, what.covered, self.now)
-        if standing is not None and _alike(standing.cause, what.cause):
-            # Fifty requests that were refused at once, and a probe refused in the same way, are
-            # one cooldown: its record has the latest values.
-            times = standing.times + (self.by in _REFUSALS)
-            changed = replace(standing, until=what.until, cause=what.cause, times=times)
-            self.decisions.update(changed)
-            return
-        if standing is not None:
-            self.decisions.end(standing.number, By.LATER, self.now)
-        self.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
-
-    def _released(self, cooldown: Cooldown, by: By) -> None:
-        if cooldown.active(self.now):
-            ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
-            self.decisions.add(
-                decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
-            )
-
-    def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
-        """End what is recorded of *covers*; return its number, None if it is not kept."""
-        standing = self.decisions.lasting(kind, self.state.key, covers, self.now)
-        if standing is None:
-            return None
-        self.decisions.end(standing.number, by or self.by, self.now)
-        return standing.number
-
-
-def decision_of(
-    key: AccountKey,
-    kind: Kind,
-    what: Cooldown | AccountVerdict,
-    by: By,
-    now: float,
-    *,
-    ends: int | None = None,
-) -> Decision:
-    """Return the record of a cooldown or verdict on the account *key*; *ends*: of which one."""
-    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends)
-
-
-def _about(
-    key: AccountKey,
-    kind: Kind,
-    cause: Cause,
-    by: By,
-    now: float,
-    *,
-    covers: str | None = None,
-    until: float | None = None,
-    ends: int | None = None,
-) -> Decision:
-    return Decision(
-        kind=kind,
-        at=now,
-        by=by,
-        provider=key.provider,
-        account=key,
-        cause=cause,
-        model=covers,
-        covers=covers,
-        until=until,
-        ends=ends,
-    )
-
-
-def _alike(one: Cause | None, other: Cause) -> bool:
-    return one is not None and (one.signal, one.cls, one.scope) == (
-        other.signal,
-        other.cls,
-        other.scope,
-    )

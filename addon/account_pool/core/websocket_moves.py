@@ -12,11 +12,12 @@ it, with another account. These are events of `Attempts`, as those in its table:
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import OK, Attempts
-from account_pool.core.cooldown import SOCKETS, is_about_account
+from account_pool.core.cooldown import SOCKETS
 from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspect
@@ -138,7 +139,7 @@ def _bench(
     health, by, suspect = attempts.pool.health, By.SOCKET, None
     if lease.epoch != lease.state.epoch:
         return None
-    if is_about_account(outcome):
+    if outcome.blames_account:
         suspect = health.suspect(lease, outcome, now=now, model=model, by=by)
     else:
         health.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)

@@ -1,15 +1,16 @@
 """How the credentials of one account are acquired: a strategy for each kind of source.
 
 A strategy returns credentials and says when to call it again, or raises. It publishes nothing
-and runs no timer: `account_credential.py` does.
+and runs no timer: `keeper.py` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.code_assist import CodeAssist
@@ -17,7 +18,7 @@ from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.errors import CredentialError, ExchangeRefused
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher
-from account_pool.credentials.sources import AccountEntry, Reading
+from account_pool.credentials.sources import AccountEntry, Reading, moment
 from account_pool.store.store import Tokens
 
 #: How often an exchange that was not possible is tried again, in seconds.
@@ -26,8 +27,7 @@ NO_EXCHANGE_LOOK_S = 600.0
 Credentials = Mapping[str, Credential]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AcquireContext:
+class AcquireContext(Struct, frozen=True, kw_only=True):
     """What the strategies of all accounts share.
 
     Attributes:
@@ -41,8 +41,7 @@ class AcquireContext:
     assist: CodeAssist | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acquired:
+class Acquired(Struct, frozen=True, kw_only=True):
     """What a strategy returns.
 
     Attributes:
@@ -80,7 +79,7 @@ class FromSource:
 
     def acquire_now(self) -> Acquired | None:
         """Return what is available at once; None if it takes time. Raises CredentialError."""
-        reading = self._source.reading_now()
+        reading = self._source.read_now()
         return None if reading is None else self._acquired(reading)
 
     async def acquire(self) -> Acquired:
@@ -88,7 +87,7 @@ class FromSource:
 
         Raises CredentialError, ExchangeRefused, ExchangeFailed or RefreshPending.
         """
-        return self._acquired(await self._source.reading())
+        return self._acquired(await self._source.read())
 
     def refuse(self, secret: Secret) -> None:
         """Note that the provider refused *secret*: another one is wanted."""
@@ -125,7 +124,7 @@ class FromLogin(FromSource):
         wait_s = None if renew_at is None else max(renew_at - self._wall_clock(), 1.0)
         refreshed = "when it is refused" if wait_s is None else f"in {in_words(wait_s)}"
         ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
-        until = f" (valid until {_moment(min(ends)):%Y-%m-%d %H:%M:%S} UTC)" if ends else ""
+        until = f" (valid until {moment(min(ends)):%Y-%m-%d %H:%M:%S} UTC)" if ends else ""
         return Acquired(
             credentials=credentials,
             again_in_s=wait_s,
@@ -165,13 +164,13 @@ class FromExchange(FromSource):
 
     async def acquire(self) -> Acquired:
         account = self._entry.account
-        secret = await self._source.read()
+        secret = (await self._source.read()).secret
         try:
             exchanged = await self._exchange.exchange(account, secret)
         except ExchangeRefused as error:
             # The owner may have logged in again since the source was read.
             self._source.refused(secret)
-            newer = await self._source.read() if error.status == 401 else secret
+            newer = (await self._source.read()).secret if error.status == 401 else secret
             if newer == secret and error.status == 404:
                 return self._unexchanged(secret)
             if newer == secret:
@@ -185,7 +184,7 @@ class FromExchange(FromSource):
             again_in_s=exchanged.renew_in_s,
             for_clients=exchanged.for_clients,
             log_text=f"has a Copilot token, refreshed in {in_words(exchanged.renew_in_s)} "
-            f"(valid until {_moment(token.expires_at or 0):%H:%M:%S} UTC, "
+            f"(valid until {moment(token.expires_at or 0):%H:%M:%S} UTC, "
             f"host {token.companions.get('host', 'as the client names it')})",
         )
 
@@ -283,7 +282,3 @@ def in_words(seconds: float) -> str:
     if seconds >= 7200:
         return f"{seconds / 3600:.0f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def _moment(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from account_pool.core.credential import Secret
@@ -26,7 +25,6 @@ from account_pool.credentials.http import (
     retry_after,
 )
 
-DEFAULT_API_URL = "https://cloudcode-pa.googleapis.com"
 #: Seconds for the question, from the connection to the end of the body.
 TIMEOUT_S = 15.0
 MAX_MESSAGE_CHARS = 200
@@ -45,45 +43,36 @@ _QUESTION = json.dumps(
 _HOW = "write project: ... at the account in accounts.yaml"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeAssistSettings:
-    """Where the accounts of one gemini-cli provider ask.
-
-    Attributes:
-        api_url: https, or http to this machine, without a path; ValueError otherwise.
-    """
-
-    api_url: str = DEFAULT_API_URL
-
-    def __post_init__(self) -> None:
-        check_token_url(self.api_url)
-
-
 class CodeAssist:
     """Asks for the projects of all accounts that need one."""
 
     def __init__(
         self,
-        settings: Mapping[str, CodeAssistSettings],
+        api_urls: Mapping[str, str],
         *,
         wall_clock: Callable[[], float],
         http: Http,
     ) -> None:
-        """Take the settings by provider name."""
-        self._settings = settings
+        """Take the address of the API by provider name, without a path.
+
+        Raises ValueError for one that is neither https nor http to this machine.
+        """
+        for url in api_urls.values():
+            check_token_url(url)
+        self._api_urls = api_urls
         self._wall_clock = wall_clock
         self._http = http
 
     def handles(self, provider: str) -> bool:
         """Say whether the accounts of *provider* need a project."""
-        return provider in self._settings
+        return provider in self._api_urls
 
     async def project(self, provider: str, token: Secret) -> str:
         """Return the project of the account with *token*.
 
         Raises ExchangeRefused or ExchangeFailed, whose text is for the account's owner.
         """
-        url = f"{self._settings[provider].api_url.rstrip('/')}/v1internal:loadCodeAssist"
+        url = f"{self._api_urls[provider]}/v1internal:loadCodeAssist"
         headers = {
             "authorization": f"Bearer {token.reveal()}",
             "content-type": "application/json",
@@ -101,8 +90,7 @@ class CodeAssist:
 
 def read_project(response: HttpResponse, token: Secret, wall_now: float) -> str:
     """Return the project the response names. Raises ExchangeRefused or ExchangeFailed."""
-    payload = response.json()
-    fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    fields = response.fields()
     if response.status != 200:
         raise _refusal(response, fields, token, wall_now)
     project = fields.get("cloudaicompanionProject")

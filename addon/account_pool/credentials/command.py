@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from account_pool.core.credential import MASK, Secret
 from account_pool.core.wrong import without_secrets
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.sources import Source, usable
+from account_pool.credentials.sources import Reading, Source, usable
 from account_pool.credentials.vendor_logins import LOGINS
 from account_pool.providers.token_forms import hidden, remedy
 
@@ -33,6 +33,8 @@ MAX_SHOWN_CHARS = 200
 SHORTEST_MASKED_CHARS = 4
 #: What was killed is gone at once; what left its group and holds its pipes is not waited for.
 KILLED_S = 5.0
+#: How often it is checked whether a command has ended whose pipes are open, in seconds.
+LOOK_S = 0.1
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class CommandSource(Source):
     def describe(self) -> str:
         return f"command {self.shown}"
 
-    async def read(self) -> Secret:
+    async def read(self) -> Reading:
         if self._remembered is None:
             arguments = shlex.split(self.command)
             printed = await run(arguments, self.shown, self.environ, self.timeout_s)
@@ -66,7 +68,7 @@ class CommandSource(Source):
                     "run it by hand: it must print the token",
                 )
             self._remembered = usable(printed, f"what the command {self.shown} printed")
-        return self._remembered
+        return Reading(secret=self._remembered)
 
     def refused(self, secret: Secret) -> None:
         if self._remembered == secret:
@@ -79,25 +81,30 @@ async def run(
     """Run *arguments* and return what they print.
 
     The command gets a process group of its own, and the group is killed at *timeout_s*
-    (seconds) or when the caller is cancelled: helpers must not outlive it. *shown*
-    stands for the command in messages. Raises CredentialError.
+    (seconds) or when the caller is cancelled: helpers must not outlive it. A helper that it
+    leaves behind when it has ended, such as an agent, is not waited for. *shown* stands for
+    the command in messages. Raises CredentialError.
     """
     process = await _start(arguments, shown, environ)
-    ended = False
+    printed, complained = bytearray(), bytearray()
+    pipes = (process.stdout, printed), (process.stderr, complained)
+    reading = [asyncio.ensure_future(_read(*pipe)) for pipe in pipes]
+    status = None
     try:
         async with asyncio.timeout(timeout_s):
-            output, errors, status = await asyncio.gather(
-                _read(process.stdout), _read(process.stderr), process.wait()
-            )
-            ended = True
+            status = await _status(process, {*reading}, printed)
     except TimeoutError:
         raise CredentialError(
             f"the command {shown} did not finish within {timeout_s:g} s",
             "run it by hand: it must print the token without asking for anything",
         ) from None
     finally:
-        if not ended:
+        for task in reading:
+            task.cancel()
+        if status is None:
             await kill_group(process)
+        process._transport.close()  # type: ignore[attr-defined]
+    output, errors = (kept.decode("utf-8", "replace") for kept in (printed, complained))
     if status != 0:
         raise CredentialError(
             f"the command {shown} exited with status {status}{_last_line(errors, output)}",
@@ -131,13 +138,24 @@ async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str
         ) from None
 
 
-async def _read(stream: asyncio.StreamReader | None) -> str:
-    """Read *stream* to its end and return its beginning, decoded."""
+async def _status(
+    process: Process, reading: Collection[asyncio.Future[None]], printed: bytearray
+) -> int:
+    """Return the exit status of *process* once it has ended, and all that it printed is read."""
+    while reading:
+        # Before Python 3.13 `wait` waits for the pipes too.
+        status = process.returncode
+        _, reading = await asyncio.wait(reading, timeout=LOOK_S)
+        if status is not None and (printed or status):
+            return status
+    return await process.wait()
+
+
+async def _read(stream: asyncio.StreamReader | None, kept: bytearray) -> None:
+    """Read *stream* to its end, and keep its beginning."""
     assert stream is not None  # both are pipes
-    kept = bytearray()
     while chunk := await stream.read(MAX_OUTPUT_BYTES):
         kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
-    return kept.decode("utf-8", "replace")
 
 
 async def started(start: Coroutine[Any, Any, Process]) -> Process:

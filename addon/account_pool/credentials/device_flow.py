@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.http import HttpFailed, HttpResponse
+from account_pool.credentials.http import HttpFailed, HttpResponse, seconds_in
 from account_pool.credentials.sources import usable
 
 #: Of GitHub Copilot's editor plugins: ericc-ch/copilot-api `src/lib/api-config.ts`.
@@ -34,18 +34,8 @@ REQUEST_TIMEOUT_S = 20.0
 _AGAIN = "run account-pool login copilot again"
 
 
-class Ask(Protocol):
-    """Sends one request: see `http.Http.ask`."""
-
-    async def __call__(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        content: bytes | None = None,
-        timeout_s: float,
-    ) -> HttpResponse: ...
+#: Sends one request: see `http.Http.ask`.
+Ask = Callable[..., Awaitable[HttpResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +140,11 @@ async def _post(ask: Ask, url: str, fields: Mapping[str, str]) -> Mapping[str, A
     )
     if response.status >= 500 or response.status == 429:
         raise HttpFailed(f"the server answered {response.status}")
-    value = response.json()
-    return value if isinstance(value, dict) else {}
+    return response.fields()
 
 
 def _seconds(value: Any, usual: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        return usual
-    return min(float(value), most)
+    return min(seconds_in(value, 1e6) or usual, most)
 
 
 def _printable(text: str) -> str:

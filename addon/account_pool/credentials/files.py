@@ -1,4 +1,4 @@
-"""The files credentials are read from; what is in them is read by `reading.py`.
+"""The files credentials are read from; what is in them is read by `sources.py`.
 
 A file may belong to a tool that renews what is in it, so it is read and never written. A
 refresh token in one belongs to the tool too: they rotate (RFC 9700, section 4.14.2), and
@@ -8,30 +8,34 @@ whoever uses it first leaves the other without a login. So it is for `account-po
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
 import stat
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.reading import Text, instant, read_instant
-from account_pool.credentials.sources import Reading, Source, usable
+from account_pool.credentials.sources import OwnThread, Reading, Source, Text, instant, usable
 from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
+from account_pool.named_file import NotAFile, TooLarge, opened_file, read_opened
 from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
 MAX_FILE_BYTES = 1024 * 1024
-#: Opening a pipe that has no writer would block for ever.
-_DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)
-
 
 #: How often a file is checked, in seconds: its tool may have renewed the token in it.
 FILE_LOOK_S = 5.0
+#: A disk that was spun down takes seconds; a share that is gone never answers.
+FILE_TIMEOUT_S = 30.0
+#: How long all others wait for it at the start, seconds.
+AT_ONCE_S = 0.5
+_HANGS = "see whether the disk or share that it is on answers; it is looked at again"
 #: Changes when a file is written: modification time in ns, size, inode.
 Stamp = tuple[int, int, int]
 
@@ -54,6 +58,10 @@ class FileSource(Source):
     path: Path
     pointer: str | None = None
     written: str = ""
+    timeout_s: float = field(default=FILE_TIMEOUT_S, compare=False)
+    _thread: OwnThread = field(default_factory=OwnThread, repr=False, compare=False)
+    #: it was not read in time
+    _hangs: bool = field(default=False, repr=False, compare=False)
     _read: tuple[Stamp, Reading] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -64,30 +72,47 @@ class FileSource(Source):
     def describe(self) -> str:
         return f"file {self.name}" + (f" pointer {hidden(self.pointer)}" if self.pointer else "")
 
-    def read_now(self) -> Secret:
-        return self._reading().secret
+    def read_now(self) -> Reading | None:
+        """Return what the file holds, None while it is still being read in a thread.
 
-    async def read(self) -> Secret:
-        # A home directory may be on the network.
-        return await asyncio.to_thread(self.read_now)
-
-    def reading_now(self) -> Reading:
-        """Return what the file holds: read again only after it was written, or refused.
-
-        Raises CredentialError.
+        It is read again only after it was written, or refused. Raises CredentialError.
         """
+        return None if self._thread.is_busy else self._thread.now(self._reading, AT_ONCE_S)
+
+    @property
+    def not_read(self) -> CredentialError:
+        """What is the matter where `read_now` returns nothing."""
+        return CredentialError(f"the file {self.name} is still being read", _HANGS)
+
+    def _reading(self) -> Reading:
         stamp = self.stamp()
         if self._read is not None and stamp == self._read[0]:
             return self._read[1]
         # After a failure it is read every time: a stamp does not show a changed mode.
         self._read = None
-        reading = self._reading()
+        tool = tool_of(self.path.name, self.pointer)
+        text = read_private(self.path, self.name, logged_out(tool))
+        reading = Text(f"the file {self.name}", self.name, self.pointer, tool).read(text)
         # The stamp from before the read: a write during it is noticed next time.
         self._read = None if stamp is None else (stamp, reading)
         return reading
 
-    async def reading(self) -> Reading:
-        return await asyncio.to_thread(self.reading_now)
+    async def read(self) -> Reading:
+        # A home directory may be on the network, which may hang.
+        is_busy = self._thread.is_busy
+        if is_busy and self._hangs:
+            raise self.not_read
+        try:
+            # It may be what `read_now` has begun.
+            asked = self._thread.rest if is_busy else partial(self._thread.ask, self._reading)
+            reading: Reading = await asked(self.timeout_s)
+            self._hangs = False
+            return reading
+        except TimeoutError:
+            self._hangs = True
+            raise CredentialError(
+                f"the file {self.name} was not read within {self.timeout_s:g} s", _HANGS
+            ) from None
 
     def refused(self, _secret: Secret) -> None:
         self._read = None
@@ -95,11 +120,6 @@ class FileSource(Source):
     @property
     def login_ends_at(self) -> float | None:
         return None if self._read is None else self._read[1].login_ends_at
-
-    def _reading(self) -> Reading:
-        tool = tool_of(self.path.name, self.pointer)
-        text = read_private(self.path, self.name, logged_out(tool))
-        return Text(f"the file {self.name}", self.name, self.pointer, tool).read(text)
 
     def stamp(self) -> Stamp | None:
         """Return the stamp of the file, None while it does not exist."""
@@ -117,39 +137,35 @@ def read_private(path: Path, name: str, if_missing: str | None = None) -> str:
     such file. Raises CredentialError.
     """
     try:
-        with open(path, "rb", opener=_open) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise CredentialError(
-                    f"{name} is a pipe or a device, not a file",
-                    "name a file, or write {command: cat PATH}",
-                )
-            _require_private(found.st_mode, path, name)
-            content = b"" if found.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
+        with opened_file(path) as file:
+            _require_private(os.fstat(file.fileno()).st_mode, path, name)
+            content = read_opened(file, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise CredentialError(
             f"the file {name} does not exist",
             if_missing or remedy(str(path), "create it, or correct the path"),
         ) from None
-    except (OSError, ValueError) as error:
+    except NotAFile as error:
+        raise CredentialError(
+            f"the file {name} cannot be read ({error.strerror})",
+            "name a file, or write {command: cat PATH}",
+        ) from None
+    except TooLarge as error:
+        raise CredentialError(
+            f"the file {name} cannot be read ({error.strerror})",
+            "name the file of the credential",
+        ) from None
+    except OSError as error:
         raise CredentialError(
             f"the file {name} cannot be read ({reason_of(error)})",
             "make it a file that the user who runs the proxy may read",
         ) from None
-    if max(found.st_size, len(content)) > MAX_FILE_BYTES:
-        raise CredentialError(
-            f"the file {name} is larger than 1 MiB", "name the file of the credential"
-        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise CredentialError(
             f"the file {name} is not text in UTF-8", "name the file of the credential"
         ) from None
-
-
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | _DO_NOT_WAIT)
 
 
 def _require_private(mode: int, path: Path, name: str) -> None:
@@ -165,8 +181,7 @@ def _require_private(mode: int, path: Path, name: str) -> None:
 # -- the logins of vendors' tools
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VendorLogin:
+class VendorLogin(msgspec.Struct, frozen=True, kw_only=True):
     """A login of a vendor's tool.
 
     Attributes:
@@ -185,7 +200,7 @@ class VendorLogin:
     access: Secret
     refresh: Secret | None = None
     expires_at: float | None = None
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, str] = msgspec.field(default_factory=dict)
     login_ends_at: float | None = None
     client_id: str | None = None
     owner: str | None = None
@@ -197,9 +212,7 @@ def read_vendor_login(tool: str, path: Path) -> VendorLogin:
     Raises CredentialError, also when the tool keeps it in the system's keychain.
     """
     name = str(path)
-    if not path.exists():
-        raise CredentialError(f"the file {name} does not exist", _otherwise(tool))
-    return login_in(tool, read_private(path, name), name)
+    return login_in(tool, read_private(path, name, _otherwise(tool)), name)
 
 
 def login_in(tool: str, text: str, name: str) -> VendorLogin:
@@ -212,7 +225,7 @@ def login_in(tool: str, text: str, name: str) -> VendorLogin:
         provider=shape.provider,
         access=usable(shape.access, f"the token in {name}"),
         refresh=None if refresh is None else usable(refresh, f"the refresh token in {name}"),
-        expires_at=read_instant(shape.expires_at),
+        expires_at=instant(shape.expires_at),
         companions=dict(shape.companions),
         login_ends_at=instant(shape.login_ends_at),
         client_id=shape.client_id,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ipaddress
 import json
 import logging
 import re
@@ -17,15 +16,17 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
+from msgspec import Struct, field
+
+from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
-from account_pool.core.retry_policy import Broken, how_unconnected, remedy
+from account_pool.core.steps import Broken, how_unconnected, remedy
 from account_pool.core.wrong import without_secrets
 from account_pool.version import __version__
 
@@ -69,8 +70,7 @@ class HttpFailed(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpResponse:
+class HttpResponse(Struct, frozen=True, kw_only=True):
     """What came back.
 
     Attributes:
@@ -79,12 +79,20 @@ class HttpResponse:
     """
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"HttpResponse(status={self.status!r})"  # the others may hold tokens
 
     def json(self) -> Any:
         """Return the body as JSON, None when it is none."""
         return _json(self.body)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the body as a JSON object, {} when it is none."""
+        value = _json(self.body)
+        return value if isinstance(value, dict) else {}
 
 
 class _Deadline:
@@ -164,8 +172,7 @@ class ProxyGate:
         self.accepted, self._refused, self._until = False, text, time.monotonic() + BARRED_WAIT_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Http:
+class Http(Struct, frozen=True, kw_only=True):
     """How this proxy reaches others by itself.
 
     Attributes:
@@ -181,8 +188,11 @@ class Http:
     trust: Callable[[], ssl.SSLContext]
     trust_for: Callable[[str], ssl.SSLContext | None] = lambda _host: None
     proxy: str | None = None
-    proxy_auth: str | None = field(default=None, repr=False)
-    gate: ProxyGate = field(default_factory=ProxyGate, repr=False)
+    proxy_auth: str | None = None
+    gate: ProxyGate = field(default_factory=ProxyGate)
+
+    def __repr__(self) -> str:
+        return f"Http(proxy={self.proxy!r})"  # no password
 
     async def ask(
         self,
@@ -299,17 +309,10 @@ def check_token_url(text: str) -> None:
         raise ValueError("it is not an address") from None
     if not host or url.username is not None or url.fragment:
         raise ValueError("it is not an address")
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not stays_here(host):
         raise ValueError("a token would travel unencrypted")
     if url.scheme not in ("http", "https"):
         raise ValueError("it is not an https address")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _plain(text: str) -> str:
@@ -371,6 +374,19 @@ def quoted(text: str, secrets: Iterable[Secret | None], max_chars: int = MAX_QUO
 def one_line(text: str) -> str:
     """Return *text* without line breaks and other characters that do not print."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def seconds_in(value: Any, longest_s: float) -> float | None:
+    """Return the duration that a response has as *value*; None where it is not plausible.
+
+    RFC 6749, section 5.1, has a number of seconds; some send it as text.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:10])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # Compared before it is converted: a whole number in JSON may be too large for a float.
+    return float(value) if 0 < value <= longest_s else None
 
 
 def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:

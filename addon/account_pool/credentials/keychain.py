@@ -1,29 +1,25 @@
 """A credential in the keychain of the system: macOS, Secret Service, KWallet, Windows.
 
 Read through the package `keyring`, which is imported when the first one is read; never
-written. A keychain may ask its user to unlock it, for as long as it likes, and a question
-to it cannot be taken back: it is asked by a daemon thread, one at a time for each item. What
-its errors say is not repeated: it may quote anything.
+written. A keychain may ask its user to unlock it, for as long as it likes. What its errors say
+is not repeated: it may quote anything.
 """
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import hashlib
 import os
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.reading import Text
-from account_pool.credentials.sources import Reading, Source
+from account_pool.credentials.sources import OwnThread, Reading, Source, Text
 from account_pool.credentials.vendor_logins import logged_out, tool_of_service
+from account_pool.home import expanded
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough to type a password, short enough to report soon that it was not typed.
@@ -49,7 +45,7 @@ class KeychainSource(Source):
     service: str
     pointer: str | None = None
     timeout_s: float = field(default=KEYCHAIN_TIMEOUT_S, compare=False)
-    _asking: threading.Thread | None = field(default=None, repr=False, compare=False)
+    _thread: OwnThread = field(default_factory=OwnThread, repr=False, compare=False)
     _login_ends_at: float | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -65,11 +61,7 @@ class KeychainSource(Source):
         pointer = f" pointer {hidden(self.pointer)}" if self.pointer else ""
         return f"keychain {self.shown}{pointer}"
 
-    async def read(self) -> Secret:
-        return (await self.reading()).secret
-
-    async def reading(self) -> Reading:
-        """Return the credential and what is said of it. Raises CredentialError."""
+    async def read(self) -> Reading:
         tool = tool_of_service(self.service)
         text = await self._ask()
         if text is None:
@@ -87,48 +79,14 @@ class KeychainSource(Source):
         return self._login_ends_at
 
     async def _ask(self) -> str | None:
-        # A thread that could not be started, or was ended by its backend, asks nothing.
-        if self._asking is not None and self._asking.is_alive():
+        if self._thread.is_busy:
             raise CredentialError("the keychain has not answered yet", f"unlock it; {_AGAIN}")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[str | None] = loop.create_future()
-
-        def ask() -> None:
-            found, failed = None, None
-            try:
-                found = _find(self.service)
-            except CredentialError as error:
-                failed = error
-            # Raised in the thread, its text would be printed, and nothing would answer us.
-            except Exception as error:
-                name = type(error).__name__
-                failed = CredentialError(f"the keychain cannot be read ({name})", _AGAIN)
-            # Now: the next question may come before the end of the thread.
-            self._asking = None
-            # The proxy may have ended meanwhile.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, answer, found, failed)
-
-        self._asking = threading.Thread(target=ask, daemon=True, name="keychain")
-        self._asking.start()
         try:
-            async with asyncio.timeout(self.timeout_s):
-                return await answer
+            return await self._thread.ask(lambda: _find(self.service), self.timeout_s)
         except TimeoutError:
             raise CredentialError(
                 f"the keychain did not answer within {self.timeout_s:g} s", f"unlock it; {_AGAIN}"
             ) from None
-
-
-def _settle(
-    answer: asyncio.Future[str | None], found: str | None, failed: CredentialError | None
-) -> None:
-    if answer.done():
-        return  # the caller has given up
-    if failed is None:
-        answer.set_result(found)
-    else:
-        answer.set_exception(failed)
 
 
 def _find(service: str) -> str | None:
@@ -141,6 +99,10 @@ def _find(service: str) -> str | None:
             "the package keyring is not there",
             "install it where the proxy runs: pip install keyring",
         ) from None
+    # Whatever a broken package raises.
+    except Exception as error:
+        name = type(error).__name__
+        raise CredentialError(f"the keychain cannot be read ({name})", _AGAIN) from None
     try:
         places = _places(service)
         answers = (keyring.get_password(name, user) for name, user in places)
@@ -183,7 +145,7 @@ def _places(service: str) -> list[tuple[str, str]]:
 def _codex_account() -> str:
     """Return the name under which Codex keeps its login: its home, hashed."""
     named = os.environ.get("CODEX_HOME")
-    home = (Path(named) if named else Path.home() / ".codex").resolve()
+    home = (Path(named) if named else expanded("~") / ".codex").resolve()
     # As Rust spells an absolute path of Windows.
     text = f"\\\\?\\{home}" if sys.platform == "win32" else str(home)
     return f"cli|{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -20,19 +20,29 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from functools import partial
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.claims import ANSWER_S, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_endpoint
 from account_pool.credentials.errors import CredentialError, ExchangeFailed
 from account_pool.credentials.http import Http, HttpFailed
-from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.token_endpoint import AnswerLost, LoginEnded, Post, Stop, post_with
+from account_pool.credentials.oauth import (
+    AnswerLost,
+    LoginEnded,
+    OAuthSource,
+    Post,
+    Stop,
+    post_with,
+    read_tokens,
+    refresh_request,
+)
+from account_pool.credentials.sources import moment
 from account_pool.credentials.vendor_logins import log_in_again
 from account_pool.store.machine import Process
-from account_pool.store.store import StoreError, Tokens, TokenStore
+from account_pool.store.store import DamagedError, KeptError, StoreError, Tokens, TokenStore
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +58,8 @@ TOO_FRESH_S = 60.0
 #: How often the store is checked for tokens of another process, in seconds, after a refresh
 #: was refused or remained without a response.
 LOOK_AGAIN_S = 30.0
+#: How often a store that cannot be used is tried, in seconds: nothing is refreshed meanwhile.
+STORE_LOOK_S = 5.0
 #: Refreshes of different logins at once: more than anybody has. A slow server delays its own
 #: logins, for minutes, and no others.
 MAX_AT_ONCE = 4096
@@ -74,8 +86,7 @@ class RefreshPending(Exception):
         self.is_refused = is_refused
 
 
-@dataclass(slots=True, eq=False)
-class Family:
+class Family(Struct, eq=False):
     """What this process knows of a login that the store may not know.
 
     Attributes:
@@ -90,8 +101,7 @@ class Family:
     lost: str = "its refresh was not answered"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refresher:
+class Refresher(Struct, frozen=True, kw_only=True):
     """What all logins of one proxy share.
 
     Attributes:
@@ -121,12 +131,23 @@ class Refresher:
         Running refreshes may get their response until *by*, seconds of `time.monotonic`.
         """
         self.stopping.by = by
-        try:
-            for name, family in list(self.families.items()):
-                self.write(name, family)
-            self.store.keep()
-        except StoreError as error:
-            logger.error("the newest tokens of a login may be lost: %s", error)
+        failed: list[StoreError] = []
+        writes: list[Callable[[], None]] = [
+            partial(self.write, name, family) for name, family in self.families.items()
+        ]
+        for write in (*writes, self.store.keep):
+            try:
+                write()
+            except (DamagedError, KeptError) as error:
+                failed.append(error)  # it may be about one login only
+            except StoreError as error:
+                failed.append(error)
+                break
+        lost = [error for error in failed if not isinstance(error, KeptError)]
+        if lost:
+            logger.error("the newest tokens of a login may be lost: %s", lost[0])
+        elif failed:
+            logger.warning("tokens of logins cannot be stored now: %s", failed[0])
 
     def write(self, name: str, family: Family) -> None:
         """Store new tokens that are not yet stored. Raises StoreError.
@@ -241,10 +262,14 @@ class RefreshableToken:
                 # access token meanwhile does no harm.
                 if family.unsaved is not None:
                     self._seen = self._dated(family.unsaved[0])
-                raise ExchangeFailed(str(error)) from None
+                raise ExchangeFailed(str(error), STORE_LOOK_S, is_wait=True) from None
 
     def _tokens_now(self, name: str, family: Family) -> Tokens:
+        late = family.unsaved
         self._refresher.write(name, family)
+        if late is not None:
+            with contextlib.suppress(StoreError):
+                self._store.release(name, late[2])
         newest = self._newest(name)
         if self._is_good(newest):
             return newest
@@ -264,13 +289,14 @@ class RefreshableToken:
         except AnswerLost as error:
             family.lost = str(error)
             raise self._lost(error, self._newest(name)) from None
-        except ExchangeFailed:
-            unknown = False
+        except (ExchangeFailed, StoreError):
+            unknown = False  # nothing has left, or its answer is here
             raise
         finally:
             # Otherwise the claim ends by itself: at once when this process ends, which then
-            # need not wait for other writers.
-            if not (unknown and self._refresher.stopping.is_set):
+            # need not wait for other writers. While an answer is here alone, nobody else may
+            # send the token that it has spent.
+            if family.unsaved is None and not (unknown and self._refresher.stopping.is_set):
                 with contextlib.suppress(StoreError):
                     self._store.release(name, claim.fence, unknown=unknown)
 
@@ -281,7 +307,7 @@ class RefreshableToken:
             return newest
         self._require_unspent(newest, family)
         settings = self._source.settings_now()
-        headers, content = token_endpoint.request(settings, newest)
+        headers, content = refresh_request(settings, newest)
 
         def sending() -> None:
             if not self._store.sending(name, fence, newest.refresh):
@@ -289,7 +315,7 @@ class RefreshableToken:
 
         try:
             response = self._refresher.post(settings.token_url, headers, content, sending)
-            got = token_endpoint.read(response, newest, self._now(), settings.client_secret)
+            got = read_tokens(response, newest, self._now(), settings.client_secret)
             family.unsaved = got, newest.refresh, fence
         except HttpFailed as error:
             text = f"refreshing its login: {error}"
@@ -348,7 +374,7 @@ class RefreshableToken:
             return ExchangeFailed(str(error), error.retry_after_s)
         ends, wait_s = "is refused", LOOK_AGAIN_S
         if tokens.expires_at is not None:
-            ends = f"ends ({datetime.fromtimestamp(tokens.expires_at, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+            ends = f"ends ({moment(tokens.expires_at):%Y-%m-%d %H:%M:%S} UTC)"
             wait_s = min(wait_s, tokens.expires_at - self._now())
         return ExchangeFailed(
             f"{error}; it may have been done, so it is tried again when the access token {ends}",

@@ -3,22 +3,33 @@
 A source reads, checks that what it read can be a credential at all, and says in words
 what is missing. It does not know what the credential is for. The environment comes in
 through the constructor; nothing here reads `os.environ`. The other sources:
-`command.py`, `files.py`, `keychain.py`, `oauth.py`.
+`command.py`, `files.py`, `keychain.py`, `oauth.py`; what the texts of files and keychains hold
+is read here.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from hashlib import sha256
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
+
+from account_pool.core import json_values
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.base import Provider
-from account_pool.providers.token_forms import remedy
+from account_pool.providers.token_forms import hidden, remedy
+from account_pool.supervision import settled
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
@@ -27,11 +38,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: `{env: sk_...}` are tokens somebody put in the wrong place.
 _USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16})*_*\Z")
 #: What may stand in a header value and in no word of it: RFC 9110, section 5.5.
-_NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
+#: Servers accept header fields of 8 to 16 KiB; the longest tokens in use, JWTs, are below.
+MAX_TOKEN_CHARS = 32 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """A credential, and what is said of it where it was read.
 
     Attributes:
@@ -43,12 +54,12 @@ class Reading:
 
     secret: Secret
     expires_at: float | None = None
-    companions: Mapping[str, str] = field(default_factory=dict)
+    companions: Mapping[str, str] = msgspec.field(default_factory=dict)
     login_ends_at: float | None = None
 
 
 class Source:
-    """Where one credential is read from; each has a `read` or a `reading` of its own.
+    """Where one credential is read from; each has a `read` or a `read_now` of its own.
 
     Attributes:
         look_s: seconds until it is read again, as its tool may have renewed the token in it;
@@ -67,27 +78,18 @@ class Source:
         """When the owner has to log in again, seconds since the epoch; None if not known."""
         return None
 
-    def read_now(self) -> Secret | None:
+    def read_now(self) -> Reading | None:
         """Return the credential, or None when it takes time (a command): use `read`.
 
         Raises CredentialError.
         """
         return None
 
-    async def read(self) -> Secret:
+    async def read(self) -> Reading:
         """Return the credential as it is now. Raises CredentialError."""
-        secret = self.read_now()
-        assert secret is not None  # a source that takes time has a `read` of its own
-        return secret
-
-    def reading_now(self) -> Reading | None:
-        """As `read_now`, with what is said of the credential."""
-        secret = self.read_now()
-        return None if secret is None else Reading(secret=secret)
-
-    async def reading(self) -> Reading:
-        """As `read`, with what is said of the credential."""
-        return Reading(secret=await self.read())
+        reading = self.read_now()
+        assert reading is not None  # a source that takes time has a `read` of its own
+        return reading
 
     def refused(self, secret: Secret) -> None:
         """Forget *secret* if it is remembered: the server did not accept it."""
@@ -100,6 +102,71 @@ class Source:
         says that it is not (`core.credential.identity`).
         """
         return self.describe()
+
+
+T = TypeVar("T")
+
+
+class OwnThread:
+    """Asks what may hang for ever, such as a keychain or a share: one question at a time.
+
+    A question cannot be taken back, so its thread is a daemon; and it is none of the event
+    loop's, which are few and look up hosts.
+    """
+
+    #: those that have kept somebody waiting in `now`, and still do
+    _late: ClassVar[set[OwnThread]] = set()
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self._answer: Future[Any] = Future()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last question is still being asked."""
+        # A thread that could not be started, or was ended by what it asks, asks nothing.
+        return self.thread is not None and self.thread.is_alive()
+
+    def now(self, question: Callable[[], T], wait_s: float) -> T | None:
+        """Return the answer to *question*, None where it takes longer: see `rest`.
+
+        What keeps one waiting, such as a share that is gone, may keep many: while it does, the
+        others are not waited for. Raises what *question* raises.
+        """
+        answer = self._begin(question)
+        wait([answer], 0.0 if self._late else wait_s)
+        self._late.add(self)
+        if not answer.done():
+            return None
+        self._late.discard(self)
+        return answer.result()
+
+    async def ask(self, question: Callable[[], T], timeout_s: float) -> T:
+        """Return the answer to *question*. Raises what that raises, and TimeoutError."""
+        return await settled(self._begin(question), timeout_s)
+
+    async def rest(self, timeout_s: float) -> Any:
+        """Return the answer to the last question, as `ask` does."""
+        return await settled(self._answer, timeout_s)
+
+    def _begin(self, question: Callable[[], T]) -> Future[T]:
+        answer: Future[T] = Future()
+        self._answer = answer
+
+        def ask() -> None:
+            try:
+                settle = partial(answer.set_result, question())
+            # Raised in the thread, its text would be printed, and nothing would answer us.
+            except Exception as error:
+                settle = partial(answer.set_exception, error)
+            # Now: the next question may come before the end of the thread.
+            self.thread = None
+            settle()
+            self._late.discard(self)
+
+        self.thread = threading.Thread(target=ask, daemon=True, name="credential")
+        self.thread.start()
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +189,8 @@ class ValueSource(Source):
     def check_written(self) -> None:
         check_written(self.text, "the value")
 
-    def read_now(self) -> Secret:
-        return usable_expanded(self.text, self.environ, "the value")
+    def read_now(self) -> Reading:
+        return Reading(secret=usable_expanded(self.text, self.environ, "the value"))
 
     def fingerprint(self) -> str:
         return _digest_or_place(self)
@@ -139,12 +206,13 @@ class EnvSource(Source):
     def describe(self) -> str:
         return f"env {_shown_name(self.name)}"
 
-    def read_now(self) -> Secret:
+    def read_now(self) -> Reading:
         if self.name not in self.environ:
             raise _without_value([self.name], "not set")
         if not self.environ[self.name].strip():
             raise _without_value([self.name], "empty")
-        return usable(self.environ[self.name], f"the environment variable {_shown_name(self.name)}")
+        what = f"the environment variable {_shown_name(self.name)}"
+        return Reading(secret=usable(self.environ[self.name], what))
 
     def fingerprint(self) -> str:
         return _digest_or_place(self)
@@ -152,7 +220,7 @@ class EnvSource(Source):
 
 def _digest_or_place(source: ValueSource | EnvSource) -> str:
     try:
-        return source.read_now().digest()
+        return source.read_now().secret.digest()
     except CredentialError:
         return source.describe()  # no credential: nothing was or will be learnt with it
 
@@ -160,18 +228,39 @@ def _digest_or_place(source: ValueSource | EnvSource) -> str:
 def usable(text: str, what: str) -> Secret:
     """Return *text* without surrounding white space as a Secret.
 
-    Raises CredentialError when it is empty or cannot stand in a header: a line break
-    in a credential would let it write headers of its own.
+    Raises CredentialError when it is empty, too long, or cannot stand in a header: a line
+    break in a credential would let it write headers of its own.
     """
     text = text.strip()
+    if _is_usable(text):
+        return Secret(text)
     if not text:
         raise CredentialError(f"{what} is empty", "put the token there")
-    if _NOT_A_TOKEN.search(text):
+    if len(text) > MAX_TOKEN_CHARS:
         raise CredentialError(
-            f"{what} has a space, a line break or a character outside ASCII in it",
-            "put the token there alone, on one line",
+            f"{what} has more than {MAX_TOKEN_CHARS} characters", "put the token there alone"
         )
-    return Secret(text)
+    raise CredentialError(
+        f"{what} has a space, a line break or a character outside ASCII in it",
+        "put the token there alone, on one line",
+    )
+
+
+def _is_usable(text: str) -> bool:
+    return (
+        0 < len(text) <= MAX_TOKEN_CHARS
+        and text.isascii()
+        and text.isprintable()
+        and " " not in text
+    )
+
+
+def token_in(value: Any) -> Secret | None:
+    """Return the token that a server's answer has as *value*; None for what cannot be one."""
+    try:
+        return usable(value, "it") if isinstance(value, str) else None
+    except CredentialError:
+        return None
 
 
 def expand(text: str, environ: Mapping[str, str]) -> str:
@@ -213,14 +302,19 @@ def check_written(text: Secret, what: str) -> None:
     in. Raises CredentialError.
     """
     written = text.reveal()
+    if "$" not in written and _is_usable(written):
+        return
     if not variables_in(written) and written.strip():
         usable(expand(written, {}), what)
 
 
 def usable_expanded(text: Secret, environ: Mapping[str, str], what: str) -> Secret:
     """Return *text* with its variables filled in. Raises CredentialError."""
-    expanded = expand(text.reveal(), environ)
-    if not expanded.strip() and (names := variables_in(text.reveal())):
+    written = text.reveal()
+    if "$" not in written and _is_usable(written):
+        return text  # the same object, whose digest is made once
+    expanded = expand(written, environ)
+    if not expanded.strip() and (names := variables_in(written)):
         raise _without_value(names, "empty")
     return usable(expanded, what)
 
@@ -243,11 +337,172 @@ def _shown_name(name: str) -> str:
     return name if _USUAL_NAME.match(name) else "[not shown]"
 
 
+# -- what a text holds: a token, JSON with one at a pointer, or the login of a known tool
+
+_NOTHING = object()
+#: How the end of a token is named that stands beside it.
+_EXPIRY_NAMES = ("expires_at", "expiresAt", "expiry_date", "expiry", "expires")
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A text that holds a credential, as it is called in messages.
+
+    Attributes:
+        what: "the file ~/x".
+        name: "~/x".
+        pointer: RFC 6901, where the credential is in JSON; None: all of it is one, or a
+            known tool's login is.
+        tool: whose it is by its name, if any is known.
+    """
+
+    what: str
+    name: str
+    pointer: str | None = None
+    tool: str | None = None
+
+    def read(self, text: str) -> Reading:
+        """Return the credential in *text* and what is said of it. Raises CredentialError."""
+        document = self._document(text)
+        shape = recognise(document)
+        tool = self.tool or (TOOLS.get(shape.provider) if shape is not None else None)
+        if self.pointer is not None:
+            secret = self._at_pointer(self.pointer, document, shape, tool)
+        elif isinstance(document, dict | list):
+            secret = self._of_tool(shape, tool)
+        elif not text.strip() and (remedy := logged_out(tool)):
+            raise CredentialError(f"{self.what} is empty", remedy)
+        else:
+            secret = usable(text, self.what)
+        if shape is not None and shape.access == secret.reveal():
+            return Reading(
+                secret=secret,
+                expires_at=instant(shape.expires_at),
+                companions=shape.companions,
+                login_ends_at=instant(shape.login_ends_at),
+            )
+        return Reading(secret=secret, expires_at=_expiry_beside(document, self.pointer))
+
+    def _document(self, text: str) -> Any:
+        """Return the JSON in *text*; None when it is none and need not be."""
+        try:
+            return json.loads(text)
+        # A deep one ends in RecursionError.
+        except (ValueError, RecursionError):
+            if self.pointer is None and not text.lstrip().startswith(("{", "[")):
+                return None
+            # `from None`: a JSON error carries the document, which is a secret.
+            raise CredentialError(
+                f"{self.what} is not JSON, or only a part of it was written",
+                "name one that is JSON; it is read again",
+            ) from None
+
+    def _at_pointer(
+        self, pointer: str, document: Any, shape: Shape | None, tool: str | None
+    ) -> Secret:
+        value = json_values.find(document, json_values.steps(pointer), _NOTHING)
+        shown = hidden(pointer)
+        is_blank = value is None or (isinstance(value, str) and not value.strip())
+        remedy = None
+        if (value is _NOTHING or is_blank) and not _has_login(shape):
+            remedy = logged_out(tool)
+        if value is _NOTHING:
+            raise CredentialError(
+                f"{self.what} has nothing at {shown}",
+                remedy or "correct the pointer; each part of it is a key of the JSON",
+            )
+        if is_blank and remedy:
+            raise CredentialError(f"the value at {shown} in {self.name} is empty", remedy)
+        if not isinstance(value, str):
+            raise CredentialError(
+                f"the value at {shown} in {self.name} is not text", "point to the token itself"
+            )
+        return usable(value, f"the value at {shown} in {self.name}")
+
+    def _of_tool(self, shape: Shape | None, tool: str | None) -> Secret:
+        """Return the token of the login in JSON without a pointer."""
+        if shape is not None and _has_login(shape):
+            return usable(shape.access, f"the token in {self.name}")
+        raise CredentialError(
+            f"{self.what} holds no login",
+            logged_out(tool) or "add pointer: /json/pointer, which says where the token is",
+        )
+
+
+def _has_login(shape: Shape | None) -> bool:
+    return shape is not None and isinstance(shape.access, str) and bool(shape.access.strip())
+
+
+def _expiry_beside(document: Any, pointer: str | None) -> float | None:
+    """Return when the token at *pointer* ends, if a usual name beside it says so."""
+    if not pointer:
+        return None
+    document = json_values.find(document, json_values.steps(pointer)[:-1])
+    if not isinstance(document, dict):
+        return None
+    return next((instant(document[name]) for name in _EXPIRY_NAMES if name in document), None)
+
+
+def instant(value: Any) -> float | None:
+    """Return *value* as seconds since the epoch; what cannot be read says nothing."""
+    try:
+        return read_instant(value)
+    except CredentialError:
+        return None
+
+
+#: A number above this is in milliseconds: as seconds it would be after the year 5000.
+_MILLISECONDS_FROM = 1e11
+
+
+def read_instant(value: Any, name: str = "expires_at") -> float | None:
+    """Return *value* as seconds since the epoch, None for None.
+
+    Takes seconds, milliseconds, a date of YAML, or RFC 3339; without a zone it is UTC.
+    Raises CredentialError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = _parsed(value.strip())
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e14:
+        return value / 1000 if value >= _MILLISECONDS_FROM else float(value)
+    raise CredentialError(
+        f"{name} is not a point in time", "write it as 2026-12-01T00:00:00Z, or leave it out"
+    )
+
+
+def written_instant(at: float) -> str:
+    """Return *at*, seconds since the epoch, as accounts.yaml has it: whole seconds, RFC 3339."""
+    try:
+        return moment(at).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+    except (ValueError, OverflowError):
+        return str(at)
+
+
+def moment(at: float) -> datetime:
+    """Return *at*, seconds since the epoch, as a date. OverflowError outside years 1 to 9999."""
+    # `fromtimestamp` takes no times before the epoch on Windows.
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
+
+
+def _parsed(text: str) -> datetime | float | None:
+    # A number first: some of them are dates as well to `fromisoformat`.
+    for parse in (float, datetime.fromisoformat):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return None
+
+
 # -- an account as it was written down
 
 
-@dataclass(frozen=True, slots=True)
-class AccountEntry:
+class AccountEntry(msgspec.Struct, frozen=True):
     """An account and where its credential comes from.
 
     Attributes:

@@ -1,6 +1,6 @@
 """What a script is made of: a request as it came, a reply to give, how it went.
 
-How they become bytes is for `http1.py` and `http2.py`. A `Journal` keeps all exchanges of one
+How they become bytes is for `provider.py`. A `Journal` keeps all exchanges of one
 provider, in order.
 """
 
@@ -174,7 +174,6 @@ class Exchange:
     """One request and what became of it.
 
     Attributes:
-        steps_sent: how many steps of the reply are done.
         messages: WebSocket messages received.
         ending: None while it lasts.
     """
@@ -182,12 +181,11 @@ class Exchange:
     request: Request
     on_change: Callable[[], None] = field(repr=False)
     reply: Reply | None = None
-    steps_sent: int = 0
     messages: list[Message] = field(default_factory=list)
     ending: Ending | None = None
 
     async def play(self, steps: Sequence[Step], send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Do the steps of a body in order, counting them."""
+        """Do the steps of a body in order."""
         for step in steps:
             match step:
                 case Pause(seconds):
@@ -196,7 +194,6 @@ class Exchange:
                     await step.wait()
                 case bytes():
                     await send(step)
-            self.steps_sent += 1
             self.on_change()
 
     def note_message(self, message: Message) -> None:

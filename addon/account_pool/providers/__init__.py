@@ -8,6 +8,6 @@ what cannot be pooled and why. `registry` lists them and finds whose host is who
 `definition` makes more of them, from `builtin.yaml` and from what users write.
 
 What a refusal means stands in each provider's table of rules for the engine in `core/signals`,
-with their sources; `common_signals` holds what all of them share. `json_span` changes one
-member of a body, `token_forms` reads tokens, `envelopes` writes the pool's own refusals.
+with their sources; `common_signals` holds what all of them share. `token_forms` reads
+tokens, `envelopes` writes the pool's own refusals.
 """

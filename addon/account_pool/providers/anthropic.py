@@ -20,9 +20,8 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Scope
+from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_INVALID,
@@ -43,7 +42,7 @@ from account_pool.core.signals import (
     spent_window,
 )
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai, sessions, stored_objects
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import (
     NO_STEP,
     HostRule,
@@ -55,6 +54,7 @@ from account_pool.providers.base import (
     bearer,
 )
 from account_pool.providers.common_signals import COMPATIBLE_RULES, long_context
+from account_pool.providers.sessions import StoredObjects
 
 _I = re.IGNORECASE
 
@@ -69,6 +69,8 @@ _POOL_POST = frozenset(
     }
 )
 _POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
+# https://docs.anthropic.com/en/api
+STORED = StoredObjects.of("/v1", together=("files", "messages/batches", "skills"))
 
 
 def route(head: RequestHead) -> Route:
@@ -80,7 +82,7 @@ def route(head: RequestHead) -> Route:
     pooled = (
         (head.method == "POST" and head.path in _POOL_POST)
         or (head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None)
-        or stored_objects.ANTHROPIC.route(head)
+        or STORED.route(head)
     )
     return Route.POOL if pooled and not is_subscription(head) else Route.PASS
 
@@ -436,8 +438,8 @@ PROVIDER = Provider(
     env=("ANTHROPIC_API_KEY",),
     route=route,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=partial(sessions.conversation, stored=stored_objects.ANTHROPIC),
-    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.ANTHROPIC),
+    conversation=partial(sessions.conversation, stored=STORED),
+    created_ids=partial(sessions.ids_in_response, stored=STORED),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

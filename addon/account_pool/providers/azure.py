@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from urllib.parse import quote, unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     ACCOUNT,
@@ -31,7 +32,7 @@ from account_pool.core.signals import (
     SignalTable,
     rules,
 )
-from account_pool.providers import envelopes, sessions, stored_objects
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import (
     NO_STEP,
     CannotSwap,
@@ -62,11 +63,12 @@ _IN_BODY = re.compile(
     r"|/anthropic/v1/messages(?:/count_tokens)?"
 )
 _POOL_GET = re.compile(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
+STORED = openai.stored_below("/openai(?:/v1)?")
 
 
 def route(head: RequestHead) -> Route:
     """Pool inference, the list of models, and what is stored; all else is the resource's."""
-    if stored_objects.AZURE.route(head) and not is_websocket(head):
+    if STORED.route(head) and not is_websocket(head):
         return Route.POOL
     if head.method == "POST":
         pooled = _DEPLOYMENT.fullmatch(head.path) or _IN_BODY.fullmatch(head.path)
@@ -146,7 +148,7 @@ def _body_of(deployments: Mapping[str, str]) -> Callable[[str, bytes], bytes]:
         try:
             members = msgspec.json.decode(client_body, type=dict[str, msgspec.Raw])
             name = msgspec.json.decode(members.get("model", msgspec.Raw(b"null")))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_READ:
             # A form with a file, or what the provider will refuse by itself.
             return client_body
         mapped = deployments.get(name) if isinstance(name, str) else None
@@ -222,8 +224,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=partial(sessions.conversation, stored=stored_objects.AZURE),
-    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.AZURE),
+    conversation=partial(sessions.conversation, stored=STORED),
+    created_ids=partial(sessions.ids_in_response, stored=STORED),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -15,20 +15,23 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.headroom_parsing import COUNTED_WINDOWS
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR, Verdict
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class RequestHead:
     """A request as a provider sees it. Not to be changed by one. `repr()` shows no credential.
 
@@ -43,7 +46,6 @@ class RequestHead:
         headers: by lower-case name, first value of each.
         body: the complete body with its content-encoding removed; b"" when there is
             none, or when it is streamed through unread.
-        read: what `body_of` has parsed, so that it is parsed once.
     """
 
     method: str
@@ -53,7 +55,18 @@ class RequestHead:
     query: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
-    read: tuple[bytes, object] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def json(self) -> Body | None:
+        """The body, parsed once; None if it is not a JSON object."""
+        if not self.body or self.body[:1] not in b"{ \t\r\n":
+            return None
+        return body_from(self.body)
+
+    def complete(self, body: bytes) -> None:
+        """Take the body, which has come."""
+        self.body = body
+        vars(self).pop("json", None)
 
 
 _NOTHING = msgspec.Raw(b"")
@@ -96,30 +109,17 @@ class Body(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(Body)
 
 
-def body_of(head: RequestHead) -> Body | None:
-    """Return the body, parsed once; None if it is not a JSON object."""
-    if not head.body or head.body[:1] not in b"{ \t\r\n":
-        return None
-    known = head.read
-    if isinstance(known, tuple) and known[0] is head.body:
-        return cast("Body | None", known[1])
-    body = body_from(head.body)
-    head.read = (head.body, body)
-    return body
-
-
 def body_from(text: bytes | msgspec.Raw) -> Body | None:
     """Return *text* parsed; None if it is not a JSON object."""
     try:
         return _DECODER.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NOT_READ:
         return None
 
 
 def body_model(head: RequestHead) -> str | None:
     """Return `model` of a JSON body without building the rest of it."""
-    body = body_of(head)
-    return (body.model or None) if body is not None else None
+    return (head.json.model or None) if head.json is not None else None
 
 
 def bearer(head: RequestHead) -> str:
@@ -148,8 +148,7 @@ class Route(StrEnum):
 HTTPS_PORT = 443
 
 
-@dataclass(frozen=True, slots=True)
-class HostRule:
+class HostRule(msgspec.Struct, frozen=True):
     """A host of a provider.
 
     Attributes:
@@ -193,8 +192,7 @@ class HostRule:
         return cls(rest, port, subdomains)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where a request is sent, always by TLS unless the host is loopback."""
 
     host: str
@@ -211,8 +209,7 @@ class CannotSwap(ValueError):
     """A request that cannot be made the account's own; the text says why, without secrets."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swap:
+class Swap(msgspec.Struct, frozen=True, kw_only=True):
     """How a request is made the account's own. Whole or not at all.
 
     Built once per credential, applied to every copy that is sent. `repr()` shows the
@@ -236,15 +233,18 @@ class Swap:
             CannotSwap. Such a request cannot be streamed through unread.
     """
 
-    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    headers: tuple[tuple[bytes, bytes], ...]
     drop: frozenset[bytes] = frozenset()
     drop_query: tuple[str, ...] = ()
-    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    query: tuple[tuple[str, str], ...] = ()
     origin: Origin | None = None
     by_path: tuple[tuple[str, Swap], ...] = ()
     edit: tuple[tuple[bytes, Callable[[bytes | None], bytes | None]], ...] = ()
     path: Callable[[str], str] | None = None
     body: Callable[[str, bytes], bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"Swap(drop={self.drop!r}, origin={self.origin!r})"  # no credential
 
     def for_path(self, path: str) -> Swap:
         """Return the swap for a request to *path* (without the query)."""
@@ -254,8 +254,7 @@ class Swap:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class LocalResponse:
+class LocalResponse(msgspec.Struct, frozen=True):
     """A response the pool gives itself, in the provider's envelope."""
 
     status: int
@@ -263,8 +262,7 @@ class LocalResponse:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """One API family.
 
     Attributes:
@@ -350,7 +348,7 @@ class Provider:
     delay_headers: frozenset[str] = frozenset({"retry-after"})
     avoids_websocket: Callable[[RequestHead], bool] = lambda _head: False
     delay_body: Callable[[str, float, float], str] = lambda text, _seconds, _wall_now: text
-    instants: Mapping[str, Callable[[float], str]] = field(default_factory=dict)
+    instants: Mapping[str, Callable[[float], str]] = msgspec.field(default_factory=dict)
     token_kind: str = "key"  # noqa: S105 - the word
     misplaced: Callable[[str], str | None] = lambda _token: None
     token_companions: Callable[[str], Mapping[str, str]] = lambda _token: {}
@@ -361,3 +359,17 @@ class Provider:
     added_hosts: frozenset[HostRule] = frozenset()
     host_per_account: bool = False
     companions: frozenset[str] = frozenset({"host"})
+
+
+def behind_gateway(provider: Provider) -> Provider:
+    """Return *provider*, whose responses do not say whose limits they speak of.
+
+    An organisation or project that is named there may be that of all of a gateway's keys,
+    while each key has its own limits.
+    """
+
+    def classify(response: UpstreamResponse) -> Outcome:
+        outcome = provider.classify(response)
+        return outcome if outcome.owner is None else replace(outcome, owner=None)
+
+    return replace(provider, owner=lambda _headers: None, classify=classify, signals=None)

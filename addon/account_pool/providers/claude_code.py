@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.json_values import NOT_READ, member_spans, replaced, top_member_spans
 from account_pool.core.signals import SignalTable
-from account_pool.providers import anthropic, envelopes, sessions, stored_objects
+from account_pool.providers import anthropic, envelopes, sessions
 from account_pool.providers.anthropic import RULES, WAITS, WINDOW_RESETS
 from account_pool.providers.base import (
     NO_STEP,
@@ -28,7 +29,6 @@ from account_pool.providers.base import (
     Swap,
     bearer,
 )
-from account_pool.providers.json_span import member, replaced, top_member
 
 # -- who serves a request
 
@@ -142,11 +142,11 @@ def _respelt(user_id: bytes, account_id: str) -> bytes:
     """Return *user_id*, a string of JSON, with *account_id*, whichever way it is spelt."""
     try:
         text = msgspec.json.decode(user_id, type=str)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_READ:
         return user_id
     try:
         inner = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+    except NOT_READ:
         inner = None
     if isinstance(inner, dict) and "account_uuid" in inner:
         named = msgspec.json.encode({**inner, "account_uuid": account_id}).decode()
@@ -156,8 +156,8 @@ def _respelt(user_id: bytes, account_id: str) -> bytes:
 
 
 def _user_ids(content: bytes) -> list[tuple[int, int]]:
-    metadata = top_member(content, "metadata")
-    return [span for start, _ in metadata for span in member(content, "user_id", start)]
+    metadata = top_member_spans(content, "metadata")
+    return [span for start, _ in metadata for span in member_spans(content, "user_id", start)]
 
 
 # -- what a response says
@@ -172,7 +172,7 @@ PROVIDER = Provider(
     route=route,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
-    created_ids=stored_objects.ids_in_response,
+    created_ids=sessions.ids_in_response,
     windows=("5h", "7d"),
     swap=swap,
     judge=anthropic.judge,

@@ -13,7 +13,6 @@ ends. `x-codex-active-limit` says which limit that is: with a header family of i
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +22,8 @@ import msgspec
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.outcome import Scope
+from account_pool.core.json_values import NOT_READ
+from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
     FORBIDDEN_ACCOUNT,
@@ -298,7 +297,7 @@ def _decoded(text: str) -> Any:
     """Read JSON in base64."""
     try:
         return msgspec.json.decode(base64.b64decode(text[:4096] + "==", validate=False))
-    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError):
+    except (ValueError, *NOT_READ):
         return None
 
 
@@ -338,7 +337,7 @@ def _gives_no_reason(facts: ErrorFacts) -> bool:
 RULES = rules(
     _BRIDGE,
     Rule("a page of the edge: about the address or the client", SERVER_ERROR,
-        status={401, 403, 429}, when=lambda facts: facts.html),
+        status={401, 403, 429}, when=lambda facts: facts.edge),
     Rule("flagged content", REQUEST_ERROR, words={"cyber_policy", "bio_policy"},
         source="router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
     Rule("the plan has no Codex", FORBIDDEN_ACCOUNT, words={"usage_not_included"}),

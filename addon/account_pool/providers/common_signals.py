@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.meaning import Meaning, is_about_request
+from account_pool.core.meaning import LazyPattern, Meaning, is_about_request
+from account_pool.core.outcome import ErrorFacts
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_EXPIRED,
@@ -30,7 +30,9 @@ from account_pool.core.signals import (
     SERVER_ERROR,
     USUAL_WAITS,
     Rule,
+    body_reset,
     first_wait,
+    prose,
     rules,
 )
 
@@ -110,9 +112,26 @@ def named_model(facts: ErrorFacts) -> str | None:
 
 def _is_the_vendors(facts: ErrorFacts) -> bool:
     """Say whether nothing speaks of the account: "You have exceeded your quota" does."""
-    return facts.meaning not in (Meaning.PLAN, Meaning.MONEY)
+    return facts.meaning not in (Meaning.PLAN, Meaning.MONEY, Meaning.NOT_INCLUDED)
 
 
+#: What is named for this refusal; headers may be about a minute.
+_OF_THE_BODY = (body_reset, prose)
+
+
+def _ends(facts: ErrorFacts) -> bool:
+    """Say whether the body names a moment to come back."""
+    return bool(first_wait(facts, _OF_THE_BODY))
+
+
+_IS_CLOSED = LazyPattern(
+    r"\b(?:account|organi[sz]ation|project|resource|workspace|user|key)\b[^.]{0,60}"
+    r"\b(?:suspended|banned|disabled|deactivated|terminated|blocked|restricted|closed)\b"
+    r"|账[号户].{0,12}(?:封禁|禁用|冻结|停用)",
+    re.IGNORECASE,
+)
+_BAIDU = "https://cloud.baidu.com/doc/qianfan/s/llm-error-codes"
+_NOT_ACCEPTED = re.compile(r"auth(?:entication|orization)?_?(?:failure|failed|error)")
 _ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
 
 COMPATIBLE_RULES: tuple[Rule, ...] = (
@@ -132,7 +151,32 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         source="https://platform.openai.com/docs/guides/rate-limits"),
     Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, status={429}, when=_limit_is_zero,
         source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0"),
+    # Another account, or none, gets the same.
+    Rule("this client is not served", REQUEST_ERROR, status={0, 400, 401, 403},
+        phrase=r"\b(?:only (?:available|accepts?|allows?|supports?|serves?|authorized|usable|for)"
+        r"|restricted to|limited to)\b.{0,40}?\b(?:claude code|codex|gemini cli"
+        r"|coding (?:agents?|tools?)"
+        r"|(?:official|authorized|approved) (?:clients?|applications?|apps?|tools?))\b"
+        r"|(?m:^(?:your|this) client is not (?:authorized|allowed|supported|permitted)\b)"
+        r"|仅(?:限|支持|允许).{0,20}(?:客户端|claude code|codex)",
+        source="Wei-Shaw/claude-relay-service#1093; JohnnyZ93/oai-compatible-copilot#214"),
+    # What was asked is refused, not who asks; also as a 403.
+    Rule("the content is refused", REQUEST_ERROR,
+        words={"content_blocked", "content_filter", "content_policy_violation",
+        "data_inspection_failed", "image_content_policy_violation", "moderation_blocked"},
+        when=lambda facts: facts.status < 500,
+        source="openai image guide: moderation_blocked"),
+    Rule("the content is refused", REQUEST_ERROR, status={0, 400, 401, 403, 422, 451},
+        phrase=r"\b(?:rejected|refused|blocked|filtered) (?:as a result of|by|due to)"
+        r" (?:(?:our|the|a) )?(?:safety|content|moderation)\b|\brequires moderation\b"
+        r"|\b(?:input|prompt|content) (?:was|is|has been) flagged\b"
+        r"|内容.{0,6}(?:违规|敏感|不合规|不安全)",
+        when=lambda facts: facts.meaning is None and not _IS_CLOSED.search(facts.message),
+        source="openai image guide: rejected as a result of our safety system"),
     # -- codes that leave no doubt, whatever the status
+    Rule("a quota whose end the sentence names", QUOTA, status=REFUSALS, means=Meaning.PLAN,
+        words={"insufficient_quota", "insufficient_user_quota", "payment_required"}, when=_ends,
+        waits=_OF_THE_BODY, source="Gitlawb/openclaude#1554"),
     # Paying cures it, not waiting: a wait that is named belongs to something else.
     Rule("out of credit", QUOTA,
         words={"access_terminated_billing", "balance_not_enough", "billing_error",
@@ -206,14 +250,27 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     Rule("the plan does not include this model", FORBIDDEN_ACCOUNT, MODEL,
         words={"model_not_supported", "tier_not_allowed"}, model=named_model,
         source="Mistral 403; Copilot 400 model_not_supported"),
-    Rule("no access to this model", FORBIDDEN_ACCOUNT, MODEL, status={403},
-        phrase=r"\bnot have access to (?:the |this )?model\b|\bmodel not allowed\b"
-        r"|\ballowed to sample from this model\b", model=named_model,
+    Rule("no access to this model", FORBIDDEN_ACCOUNT, MODEL, status={401, 403},
+        phrase=r"(?:\bnot|n.t) have (?:access|permission) to (?:(?:use|call|access) )?"
+        r"(?:\w+ ){0,2}?model\b|\bmodel not allowed\b"
+        r"|\bnot (?:allowed|authorized|permitted|entitled) to (?:use|call|access)"
+        r" (?:\w+ ){0,2}?model\b"
+        r"|\ballowed to (?:sample|generate \w+) from this model\b", model=named_model,
         source="openai error-codes guide (403 model_not_found)"),
     Rule("no such model, or not for this account", REQUEST_ERROR, status={0, 400, 403, 404},
         words={"model_not_found", "model_not_available", "unknown_model"}, missing_model=True,
         source="openai error-codes guide (404); Cerebras 404, recorded"),
     *GENERAL_RULES,
+    # What is for a time says no more than the status.
+    Rule("the account is closed or suspended", FORBIDDEN_ACCOUNT, status={401, 403},
+        phrase=r"^(?!.*\btemporar)(?:.*[.:,] )?(?:(?:your|this|the) )?(?:\w+ )?"
+        r"(?:account|organi[sz]ation|project|workspace|user)\b[^.]{0,30}"
+        r"\b(?:has|have|was|is|been) (?:been )?(?:permanently )?"
+        r"(?:suspended|banned|deactivated|disabled|terminated|closed)\b"
+        r"|\bdisabled in this account for violation\b"
+        r"|(?:账[号户]|用户).{0,6}(?:已?被)?(?:永久)?(?:封禁|禁用|停用)",
+        when=lambda facts: facts.meaning is None,
+        source="google-gemini/gemini-cli#19501; Copilot 403 spammy_user, recorded"),
     # -- rates
     Rule("rate limit", RATE_LIMIT,
         words={"rate_limit", "rate_limit_error", "rate_limit_exceeded", "rate_limit_reached",
@@ -231,7 +288,25 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     # Beside a 429 it is the name of the status.
     Rule("rate limit", RATE_LIMIT, status={0}, phrase=r"\btoo many requests\b",
         source="streams that carry a message only: Copilot"),
+    # -- an answer inside a success that names no status
+    Rule("the token has expired", AUTH_EXPIRED, status={0},
+        phrase=r"^(?:(?:the|your) )?(?:(?:access|auth|api) )?(?:token|key) (?:has |is )?expired\b",
+        source=_BAIDU),
+    Rule("the credential is not accepted", AUTH_INVALID, status={0},
+        when=lambda facts: any(_NOT_ACCEPTED.match(word) for word in facts.words),
+        source="https://cloud.tencent.com/document/api/1729/101843: AuthFailure.*"),
+    Rule("the credential is not accepted", AUTH_INVALID, status={0},
+        phrase=r"^(?:(?:the|your) )?(?:access token|api ?key|token) (?:is )?(?:invalid|not valid)\b"
+        r"|^(?:invalid|incorrect) (?:access token|api ?key|token)\b", source=_BAIDU),
     # -- an event inside a stream names no status: its code must say whose fault it is
+    # Some gateways answer a request's own fault with a 429.
+    Rule("request error", REQUEST_ERROR, status={429},
+        words={"array_above_max_length", "context_length_exceeded", "context_window_exceeded",
+        "invalid_encrypted_content", "invalid_image_url", "invalid_prompt",
+        "model_max_prompt_tokens_exceeded", "string_above_max_length", "tool_use_failed",
+        "unsupported_api_for_model", "unsupported_parameter", "unsupported_value"},
+        when=lambda facts: facts.meaning is None,
+        source="openai API reference, ResponseError; Copilot clients"),
     Rule("request error", REQUEST_ERROR, status={0},
         words={"bad_request", "bio_policy", "content_filter", "content_policy_violation",
         "context_length_exceeded", "context_window_exceeded", "cyber_policy",

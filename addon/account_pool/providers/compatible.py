@@ -14,11 +14,10 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.outcome import Scope
-from account_pool.core.signals import USUAL_WAITS, Rule, SignalTable, Wait
+from account_pool.core.outcome import ErrorFacts, Scope
+from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
+from account_pool.providers import anthropic, envelopes, openai, sessions
 from account_pool.providers.base import (
     HostRule,
     LocalResponse,
@@ -29,7 +28,7 @@ from account_pool.providers.base import (
     is_websocket,
 )
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.stored_objects import StoredObjects
+from account_pool.providers.sessions import StoredObjects
 
 #: What every vendor of the family serves.
 CHAT = ("/chat/completions", "/completions", "/embeddings")
@@ -43,7 +42,6 @@ def compatible(
     posts: Iterable[str],
     rules: tuple[Rule, ...] = (),
     rate_scope: Scope = Scope.ACCOUNT,
-    waits: tuple[Wait, ...] = USUAL_WAITS,
     shared: bool = False,
     owner: Callable[[ErrorFacts], str | None] = lambda _facts: None,
     gets: Iterable[str] = ("/models",),
@@ -59,7 +57,7 @@ def compatible(
         hosts: names, matched whole.
         env: variables that hold a key.
         posts: pooled paths below a prefix.
-        rules, rate_scope, waits, shared, owner: what its refusals mean: the fields of
+        rules, rate_scope, shared, owner: what its refusals mean: the fields of
             `SignalTable`. `COMPATIBLE_RULES` follow *rules*.
         gets: pooled lists below a prefix, with what is below them.
         prefixes: what stands before the paths, "" included where that is legal.
@@ -72,7 +70,6 @@ def compatible(
         rules=(*rules, *COMPATIBLE_RULES),
         judge=judge,
         rate_scope=rate_scope,
-        waits=waits,
         shared=shared,
         owner=owner,
     )
@@ -83,7 +80,7 @@ def compatible(
         route=_route(tuple(prefixes), tuple(posts), tuple(gets), stored),
         credential_headers=_CREDENTIAL_HEADERS,
         conversation=partial(sessions.conversation, stored=stored),
-        created_ids=partial(stored_objects.ids_in_response, stored=stored),
+        created_ids=partial(sessions.ids_in_response, stored=stored),
         swap=swap,
         judge=judge,
         classify=signals.classify,

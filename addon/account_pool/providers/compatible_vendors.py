@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.outcome import Scope
+from account_pool.core.json_values import members
+from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_INVALID,
@@ -34,7 +34,7 @@ from account_pool.providers import envelopes
 from account_pool.providers.base import LocalResponse
 from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.openai import ErrorNames, error_object, organisation
-from account_pool.providers.stored_objects import StoredObjects
+from account_pool.providers.sessions import StoredObjects
 
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the
 # account whatever the key, and more accounts are not meant to raise them. `error.code` is the
@@ -74,10 +74,8 @@ def _utc_day(facts: ErrorFacts) -> float | None:
 
 def _upstream(facts: ErrorFacts) -> bool:
     """Say whether the error is that of the provider behind OpenRouter."""
-    metadata = facts.error.get("metadata")
-    return isinstance(metadata, dict) and any(
-        metadata.get(key) for key in ("provider_name", "provider_code")
-    )
+    metadata = members(facts.error.get("metadata"))
+    return any(metadata.get(key) for key in ("provider_name", "provider_code"))
 
 
 OPENROUTER = compatible(
@@ -127,7 +125,8 @@ OPENROUTER = compatible(
         # The same from every account.
         Rule("the upstream provider refuses, or the region is not served", REQUEST_ERROR,
             status={401, 403},
-            phrase=r"^provider returned error\b|\bnot available in your region\b"),
+            phrase=r"^provider returned error\b|\bnot available in your region\b"
+            r"|\bviolation of provider terms\b"),
     ),
     shared=True,
     owner=_user,

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
+
+from msgspec.structs import replace
 
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.headroom_parsing import snapshot_parts
-from account_pool.core.outcome import Outcome, UpstreamResponse
+from account_pool.core.json_values import members
+from account_pool.core.lease import Conversation
+from account_pool.core.outcome import ErrorFacts, Outcome, UpstreamResponse
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_INVALID,
@@ -32,6 +34,7 @@ from account_pool.core.signals import (
     OVERLOADED,
     QUOTA,
     RATE_LIMIT,
+    RATE_WINDOW_S,
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
@@ -44,7 +47,7 @@ from account_pool.core.signals import (
     rules,
 )
 from account_pool.core.sse import Verdict
-from account_pool.providers import anthropic, envelopes, sessions, stored_objects
+from account_pool.providers import anthropic, envelopes, sessions
 from account_pool.providers.base import (
     HostRule,
     LocalResponse,
@@ -83,8 +86,9 @@ _POOL_POST = frozenset(
 )
 _ENGINE = re.compile(r"/v1/engines/(?P<model>[^/]+)/completions")
 _POOL_WEBSOCKET = frozenset({"/responses", "/v1/responses"})
-# Issued by the account that opened the session, and returned by the client later.
-_SESSION_HEADERS = sessions.COPILOT_TOKENS
+# Issued by the account that opened the session, and returned by the client later:
+# microsoft/vscode-copilot-chat `autoChatEndpoint.ts`, `chatMLFetcher.ts`.
+_SESSION_TOKENS = ("copilot-session-token", "copilot-edits-session")
 
 
 def route(head: RequestHead) -> Route:
@@ -96,7 +100,7 @@ def route(head: RequestHead) -> Route:
     """
     if head.method == "GET" and head.path == EXCHANGE_PATH:
         return Route.LOCAL
-    if any(name in head.headers for name in _SESSION_HEADERS):
+    if any(name in head.headers for name in _SESSION_TOKENS):
         return Route.PASS
     if head.method == "GET" and head.path == _USER_PATH:
         return Route.POOL
@@ -132,6 +136,20 @@ def model(head: RequestHead) -> str | None:
     """Return the model of the body, or of the path for completions."""
     engine = _ENGINE.fullmatch(head.path)
     return unquote(engine["model"]) if engine else body_model(head)
+
+
+def conversation(head: RequestHead) -> Conversation:
+    """Say what a request is a part of, and whether a tool goes on by itself.
+
+    Only prompts of a user count. Session tokens are known to the account alone that issued them.
+    """
+    found = sessions.conversation(head)
+    tokens = tuple(value for name in _SESSION_TOKENS if (value := head.headers.get(name)))
+    return found._replace(
+        named=found.named + tokens,
+        sticky=None,
+        follow_up=head.headers.get("x-initiator", "").strip().lower() == "agent",
+    )
 
 
 # -- the credential
@@ -175,7 +193,7 @@ def holder(credential: Credential) -> str | None:
 
 
 _DROPPED = frozenset({b"authorization", b"x-api-key"})
-_CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION_HEADERS)})
+_CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION_TOKENS)})
 
 # -- what a response says
 
@@ -227,16 +245,12 @@ def _snapshots(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
     for name, value in facts.headers.items():
         if name.startswith(("x-usage-ratelimit-", "x-quota-snapshot-")):
             yield snapshot_parts(value)
-    inside = _members(_members(facts.payload).get("copilot_quota_snapshots"))
+    inside = members(members(facts.payload).get("copilot_quota_snapshots"))
     for value in list(inside.values())[:_MAX_SNAPSHOTS]:
         yield snapshot_parts(value)
 
 
 _MAX_SNAPSHOTS = 16
-
-
-def _members(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _spent_snapshot(facts: ErrorFacts) -> float | None:
@@ -265,7 +279,7 @@ WAITS: tuple[Wait, ...] = (retry_after, _user_retry_after, prose, body_reset, _s
 def _is_long(facts: ErrorFacts) -> bool:
     """Say whether a code without a window is about a plan: by sentence or wait."""
     wait = first_wait(facts, WAITS)
-    return max(wait or 0.0, facts.window_s or 0.0) > 3600.0
+    return max(wait or 0.0, facts.window_s or 0.0) > RATE_WINDOW_S
 
 
 # -- the rules
@@ -306,6 +320,8 @@ RULES = rules(
         waits=(*WAITS, _monday), source="https://github.com/orgs/community/discussions/192620"),
     Rule("a window of the plan", QUOTA, words=_ANY_WINDOW, when=_is_long,
         source="https://github.com/orgs/community/discussions/192485"),
+    Rule("the model's limit", RATE_LIMIT, MODEL, words=_ANY_WINDOW,
+        when=lambda facts: facts.about_model),
     Rule("rate limit", RATE_LIMIT, words=_ANY_WINDOW),
     Rule("rate limit", RATE_LIMIT, status={429}, when=lambda facts: limit_key(facts) != "",
         source="x-ratelimit-exceeded: global-user-tps-high-..."),
@@ -383,9 +399,9 @@ PROVIDER = Provider(
     kind=kind,
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=sessions.copilot,
-    issued_headers=frozenset(sessions.COPILOT_TOKENS),
-    created_ids=stored_objects.ids_in_response,
+    conversation=conversation,
+    issued_headers=frozenset(_SESSION_TOKENS),
+    created_ids=sessions.ids_in_response,
     windows=(
         "5h",
         "7d",

@@ -7,21 +7,38 @@ keys.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from account_pool.core import json_pointer, reset_hints, signals
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from account_pool.core import json_values, reset_hints, signals
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts, read_facts
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.outcome import (
+    ErrorFacts,
+    Outcome,
+    OutcomeClass,
+    Scope,
+    UpstreamResponse,
+    read_facts,
+)
 from account_pool.core.signals import Rule, SignalTable, Wait
 from account_pool.core.sse import HAS_ERROR, HAS_FAILURE, Judge, Verdict
-from account_pool.providers.base import NO_STEP, HostRule, Provider, RequestHead, Route, Swap
+from account_pool.providers.base import (
+    NO_STEP,
+    HostRule,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    behind_gateway,
+)
 
 
 def add_hosts(provider: Provider, hosts: Iterable[HostRule]) -> Provider:
@@ -55,27 +72,9 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
     return behind_gateway(changed)
 
 
-def behind_gateway(provider: Provider) -> Provider:
-    """Return *provider*, whose responses do not say whose limits they speak of.
-
-    An organisation or project that is named there may be that of all of a gateway's keys,
-    while each key has its own limits.
-    """
-
-    def classify(response: UpstreamResponse) -> Outcome:
-        outcome = provider.classify(response)
-        return outcome if outcome.owner is None else replace(outcome, owner=None)
-
-    return replace(provider, owner=_nobody, classify=classify, signals=None)
-
-
 def _marks(base: Provider) -> re.Pattern[bytes]:
     """Return the marks of *base*, and those of services that fail without an `error`."""
     return HAS_FAILURE if base.error_marks is HAS_ERROR else base.error_marks
-
-
-def _nobody(_headers: Mapping[str, str]) -> None:
-    return None
 
 
 #: Deepest prefix that is looked for.
@@ -90,7 +89,7 @@ def _route_under_any_prefix(base: Provider, head: RequestHead) -> Route:
     for start in range(len(segments)):
         tail = "/" + "/".join(segments[start:])
         for path in (tail, "/v1" + tail):
-            found = base.route(replace(head, path=path))
+            found = base.route(dataclasses.replace(head, path=path))
             if found is not Route.PASS:
                 return found
     return Route.PASS
@@ -175,8 +174,7 @@ class Reset(NamedTuple):
     spelling: str = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerPlace:
+class OwnerPlace(Struct, frozen=True):
     """Where a response names whose limits it speaks of: one of three.
 
     Attributes:
@@ -199,8 +197,7 @@ class OwnerPlace:
         return found[1] if found else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitRule:
+class LimitRule(Struct, frozen=True, kw_only=True):
     """One row of `limits:`. Every condition that is given must hold.
 
     Attributes:
@@ -267,7 +264,7 @@ class LimitRule:
         """Say whether what is at the pointer of *payload* is what the rule asks for."""
         if self.pointer is None:
             return True
-        value = json_pointer.find(payload, self.pointer)
+        value = json_values.find(payload, self.pointer)
         if value is None:
             return False
         text = _text(value)
@@ -323,8 +320,7 @@ _CODED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
+class Definition(Struct, frozen=True, kw_only=True):
     """What is written about a provider beside `like` and `hosts`.
 
     Attributes:
@@ -472,12 +468,12 @@ def _wait(reset: Reset) -> Wait:
     if (header := reset.header) is not None:
         return lambda facts: read(facts.headers.get(header), facts.now, facts.zone)
     if (pointer := reset.pointer) is not None:
-        return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now, facts.zone)
+        return lambda facts: read(json_values.find(facts.payload, pointer), facts.now, facts.zone)
     return signals.prose
 
 
 def _named(facts: ErrorFacts, pointer: Pointer) -> str | None:
-    value = json_pointer.find(facts.payload, pointer)
+    value = json_values.find(facts.payload, pointer)
     return value if isinstance(value, str) and value else None
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Any, Protocol, TypeVar
 
-from account_pool.core import json_pointer, reset_hints
+from msgspec import Struct
+
+from account_pool.core import json_values, reset_hints
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.providers.definition import (
@@ -162,7 +163,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _pointer(text: str) -> Pointer:
     """Read a JSON pointer."""
     try:
-        return json_pointer.steps(text)
+        return json_values.steps(text)
     except ValueError as error:
         raise Wrong(str(error), "write one such as /error/code") from None
 
@@ -221,8 +222,7 @@ def read_definition(
     return _Reader(notes, taken).definition(loc, written)
 
 
-@dataclass(slots=True)
-class _Reader:
+class _Reader(Struct):
     """Reads values; None or nothing for one that is wrong, which is noted."""
 
     notes: Notes

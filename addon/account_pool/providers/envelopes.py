@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.reset_hints import MAX_WAIT_S
-from account_pool.core.text_patterns import LazyPattern
 from account_pool.providers.base import LocalResponse
 
 #: From this wait on, in seconds, a vendor's client must not wait and try again by itself.

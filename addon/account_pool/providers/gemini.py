@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from msgspec.structs import replace
+
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.meaning import Meaning
+from account_pool.core.meaning import LazyPattern, Meaning
+from account_pool.core.outcome import ErrorFacts
 from account_pool.core.signals import (
     AUTH_EXPIRED,
     AUTH_INVALID,
@@ -43,8 +44,7 @@ from account_pool.core.signals import (
     rules,
 )
 from account_pool.core.sse import Verdict
-from account_pool.core.text_patterns import LazyPattern
-from account_pool.providers import envelopes, openai, sessions, stored_objects
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import (
     NO_STEP,
     HostRule,
@@ -55,10 +55,10 @@ from account_pool.providers.base import (
     Swap,
     bearer,
     body_model,
-    body_of,
     is_websocket,
 )
 from account_pool.providers.common_signals import COMPATIBLE_RULES
+from account_pool.providers.sessions import StoredObjects
 
 _I = re.IGNORECASE
 _LIMITS = "https://ai.google.dev/gemini-api/docs/rate-limits"
@@ -77,8 +77,18 @@ _METHOD = (
     r"|generateAnswer|predict|batchGenerateContent"
 )
 _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
-# https://ai.google.dev/api/interactions-api; what is stored below it is in stored_objects.py.
+# https://ai.google.dev/api/interactions-api
 _INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
+# https://ai.google.dev/api/files, /caching, /batch-api; the results of a batch are fetched
+# below /download (https://ai.google.dev/gemini-api/docs/batch-api). What creates an
+# interaction is inference; it is stored below /interactions/.
+STORED = StoredObjects.of(
+    f"(?:/upload|/download)?{_VERSION}",
+    together=("batches", "files"),
+    apart=("cachedContents", "interactions(?=/)(?!/live$)"),
+    mark=b"files/",
+    with_kind=("batches", "cachedContents", "files"),
+)
 _NATIVE_GET = re.compile(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
 _OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
 _LIVE = LazyPattern(
@@ -100,7 +110,7 @@ def route(head: RequestHead) -> Route:
         return Route.PASS
     if prefix := _OPENAI_PREFIX.match(head.path):
         return _compatible_route(head, prefix.end())
-    if stored_objects.GEMINI.route(head):
+    if STORED.route(head):
         return Route.POOL
     if head.method == "POST":
         pooled = _NATIVE_POST.fullmatch(head.path) or _INTERACTIONS.fullmatch(head.path)
@@ -117,7 +127,7 @@ def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
         method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
     )
     # What is stored has Google's names on either path.
-    return Route.PASS if stored_objects.OPENAI.route(as_openai) else openai.route(as_openai)
+    return Route.PASS if openai.STORED.route(as_openai) else openai.route(as_openai)
 
 
 def model(head: RequestHead) -> str | None:
@@ -130,8 +140,7 @@ def model(head: RequestHead) -> str | None:
         return unquote(native["model"])
     if (named := body_model(head)) or not _INTERACTIONS.fullmatch(head.path):
         return named
-    body = body_of(head)
-    agent = body.agent if body is not None else None
+    agent = head.json.agent if head.json is not None else None
     return agent if isinstance(agent, str) and agent else None
 
 
@@ -481,8 +490,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=partial(sessions.conversation, stored=stored_objects.GEMINI),
-    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.GEMINI),
+    conversation=partial(sessions.conversation, stored=STORED),
+    created_ids=partial(sessions.ids_in_response, stored=STORED),
     windows=(),
     swap=swap,
     judge=judge,

@@ -14,12 +14,12 @@ import msgspec
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.json_values import member_spans, replaced, start_of_object, top_member_spans
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.providers import envelopes, gemini, sessions
 from account_pool.providers.base import CannotSwap, HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini import RULES, WAITS
-from account_pool.providers.json_span import member, replaced, start_of_object, top_member
 
 # -- who serves a request
 
@@ -87,7 +87,7 @@ def _body_for(account: str, project: str | None) -> Callable[[str, bytes], bytes
         start = start_of_object(content)
         if start is None:
             raise CannotSwap("the request has no JSON body to put a project in")
-        spans = top_member(content, "project")
+        spans = top_member_spans(content, "project")
         if path.endswith((":generateContent", ":streamGenerateContent")):
             if project is None:
                 raise CannotSwap(
@@ -95,9 +95,9 @@ def _body_for(account: str, project: str | None) -> Callable[[str, bytes], bytes
                 )
             if not spans:
                 return _with_first_member(content, start, b'"project":' + value)
-        spans += top_member(content, "cloudaicompanionProject")
-        for metadata, _ in top_member(content, "metadata"):
-            spans += member(content, "duetProject", metadata)
+        spans += top_member_spans(content, "cloudaicompanionProject")
+        for metadata, _ in top_member_spans(content, "metadata"):
+            spans += member_spans(content, "duetProject", metadata)
         return replaced(content, spans, value)
 
     return body

@@ -15,8 +15,8 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.error_facts import ErrorFacts, is_failure
-from account_pool.core.outcome import Scope
+from account_pool.core.json_values import members
+from account_pool.core.outcome import ErrorFacts, Scope, is_failure
 from account_pool.core.signals import (
     FORBIDDEN_ACCOUNT,
     MODEL,
@@ -27,7 +27,7 @@ from account_pool.core.signals import (
     SignalTable,
 )
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, sessions, stored_objects
+from account_pool.providers import envelopes, sessions
 from account_pool.providers.base import (
     NO_STEP,
     HostRule,
@@ -40,6 +40,7 @@ from account_pool.providers.base import (
     is_websocket,
 )
 from account_pool.providers.common_signals import COMPATIBLE_RULES, named_model
+from account_pool.providers.sessions import StoredObjects
 
 # -- who serves a request
 
@@ -66,6 +67,19 @@ _POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
 _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 
 
+def stored_below(path: str) -> StoredObjects:
+    """Return what an API as OpenAI's keeps for its accounts below *path*."""
+    # https://platform.openai.com/docs/api-reference
+    return StoredObjects.of(
+        path,
+        together=("batches", "containers", "files", "uploads", "vector_stores"),
+        apart=("responses(?=/)(?!/(?:compact|input_tokens)$)", "conversations"),
+    )
+
+
+STORED = stored_below("/v1")
+
+
 def route(head: RequestHead) -> Route:
     """Say who serves a request.
 
@@ -74,7 +88,7 @@ def route(head: RequestHead) -> Route:
     """
     if head.method == "POST" and head.path in _POOL_POST:
         return Route.POOL
-    if stored_objects.OPENAI.route(head) and not is_websocket(head):
+    if STORED.route(head) and not is_websocket(head):
         return Route.POOL
     if head.method != "GET":
         return Route.PASS
@@ -161,6 +175,8 @@ def judge(name: str | None, value: Any) -> Verdict:
     # `"error": null` is part of every good response object.
     if value.get("error") or event in ("error", "response.failed") or name == "error":
         return Verdict.REFUSE
+    if event == "response.done" and members(value.get("response")).get("status") == "failed":
+        return Verdict.REFUSE  # realtime
     if isinstance(event, str) and event in _QUIET_EVENTS:
         return Verdict.CONTINUE
     if not value.get("choices") and is_failure(value):
@@ -245,9 +261,9 @@ PROVIDER = Provider(
     env=("OPENAI_API_KEY",),
     route=route,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=partial(sessions.conversation, stored=stored_objects.OPENAI),
+    conversation=partial(sessions.conversation, stored=STORED),
     issued_headers=frozenset({sessions.TURN_STATE}),
-    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.OPENAI),
+    created_ids=partial(sessions.ids_in_response, stored=STORED),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from account_pool.providers import (
     anthropic,
@@ -26,8 +27,8 @@ from account_pool.providers import (
     gemini_cli,
     openai,
 )
-from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.definition import behind_gateway, build
+from account_pool.providers.base import HostRule, Provider, behind_gateway
+from account_pool.providers.definition import build
 
 _FILE = "builtin.yaml"
 #: A provider begins at the margin; so do comments.

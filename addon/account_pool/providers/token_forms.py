@@ -16,20 +16,19 @@ mistake costs a name in a message, never an account; only a label is refused for
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from account_pool.core.text_patterns import LazyPattern
+from account_pool.core.json_values import NOT_READ, members
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyForm:
+class KeyForm(Struct, frozen=True, kw_only=True):
     """A form of keys.
 
     Attributes:
@@ -134,9 +133,9 @@ def jwt_claims(token: str) -> Mapping[str, Any]:
     padded = parts[1] + "=" * (-len(parts[1]) % 4)
     try:
         value = msgspec.json.decode(base64.b64decode(padded, altchars="-_", validate=True))
-    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError):
+    except (ValueError, *NOT_READ):
         return {}
-    return value if isinstance(value, dict) else {}
+    return members(value)
 
 
 def jwt_expires_at(token: str) -> float | None:

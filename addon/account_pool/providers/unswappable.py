@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
-from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.outcome import Scope
+from msgspec import Struct
+from msgspec.structs import replace
+
+from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
     AUTH_INVALID,
@@ -29,8 +30,7 @@ from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.compatible import judge
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unswappable:
+class Unswappable(Struct, frozen=True, kw_only=True):
     """An API that is recognised and left alone.
 
     Attributes:

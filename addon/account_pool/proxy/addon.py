@@ -10,7 +10,6 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable
-from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
@@ -23,31 +22,28 @@ from account_pool.admin.auth import TOKEN_FILE
 from account_pool.config import accounts_file
 from account_pool.config.problems import ConfigError
 from account_pool.core.pool import Pool
+from account_pool.home import expanded
 from account_pool.proxy import (
     admin_exchange,
     client_handler,
-    descriptors,
     draining,
     flow_view,
     listen,
     next_layer,
     options,
+    process,
     reload,
     replay,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
-    terminal,
     tunnels,
-    waking,
 )
 from account_pool.proxy.commands import Commands
 from account_pool.proxy.events import Pause
-from account_pool.proxy.flow_view import REFUSED
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import End
 from account_pool.proxy.reload import Reloader
 from account_pool.proxy.service import Service
 from account_pool.proxy.siblings import Siblings
-from account_pool.proxy.view_retention import ViewRetention
 from account_pool.proxy.wiring import Wiring
 from account_pool.store.store import StoreError
 from account_pool.supervision import log_and_continue, tasks, where
@@ -73,7 +69,7 @@ async def housekeeping(service: Service) -> None:
     sweep_at = service.now() + SWEEP_S
     while True:
         await asyncio.sleep(LOOK_S)
-        service.mind_suspend()
+        service.suspends.look()
         with log_and_continue:
             service.look()
         if service.now() >= sweep_at:
@@ -109,7 +105,7 @@ class AccountPool:
         self.service.show = flow_view.Loader()
         self.service.connected = client_handler.keep_unread
         self.service.unsent = client_handler.is_unsent
-        self.service.attend = waking.attend
+        self.service.suspends.attend = client_handler.attend
         self.wiring = Wiring(self.service)
         self.reloader = Reloader(self.wiring)
         self.commands = Commands(self.service, self.reloader)
@@ -120,19 +116,20 @@ class AccountPool:
         self._watching: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[object] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
-        self._undo_sighup: terminal.Undo = lambda _ends: None
+        self._sharing: asyncio.Task[None] | None = None
+        self._undo_sighup: process.Undo = lambda _ends: None
         self._drain: draining.Drain | None = None
-        self._shortage = descriptors.Shortage()
-        self._terminal = terminal.Terminal()
+        self._shortage = process.Shortage()
+        self._terminal = process.Terminal()
         self._replays = replay.Replays(self.service)
-        self._view = ViewRetention(self.service)
+        self._view: flow_view.ViewRetention | None = None
         self._siblings = Siblings(self.service)
         self.wiring.workers = self._siblings.count
         self.wiring.late.is_first = self._siblings.is_first
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.
-        descriptors.raise_limit()
+        process.raise_limit()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self.wiring.at_start |= options.add(loader)
         self._held_back |= listen.default_to_loopback()
@@ -155,7 +152,7 @@ class AccountPool:
     def _start(self) -> None:
         """Read the accounts for the first time."""
         try:
-            loaded = self.reloader.load()
+            loaded = self.reloader.read(reload.START_S)
             self._siblings.check(
                 ctx.options, state=str(self.wiring.values(loaded.options)["state"])
             )
@@ -163,6 +160,7 @@ class AccountPool:
         except (ConfigError, exceptions.OptionsError, StoreError) as e:
             # An ERROR during startup makes mitmproxy exit before it serves anybody.
             self._failed = True
+            listen.nowhere()
             for line in str(e).splitlines():
                 logger.error(f"account-pool: {line}")
 
@@ -178,6 +176,7 @@ class AccountPool:
     def _cannot_start(self, error: Exception) -> None:
         """Log it without its text, which may quote anything, and which mitmproxy would print."""
         self._failed = True
+        listen.nowhere()
         logger.error(f"account-pool: it cannot start: {where(error)}")
 
     def _begin(self) -> Awaitable[None] | None:
@@ -189,10 +188,11 @@ class AccountPool:
         self.wiring.run()
         admin_exchange.open_admin_server(
             self.service,
-            admin_exchange.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE),
+            admin_exchange.token_of(expanded(ctx.options.confdir) / TOKEN_FILE),
             make_actions=self.reloader.actions,
             counted=self.wiring.read_counts,
             ask_store=self.wiring.ask_store,
+            known=lambda: kept.known if (kept := self.wiring.persistence) else None,
             ready=lambda: self._ready,
             accounts_file=lambda: self.reloader.file.path,
             rules=self.wiring.rules,
@@ -208,10 +208,17 @@ class AccountPool:
         )
         self._drain.install()
         self._siblings.begin(self._drain, self.wiring)
-        self._undo_sighup = terminal.on_sighup(
+        self._undo_sighup = process.on_sighup(
             self._hung_up, self._terminal_closed, self._terminal.write_nowhere
         )
         self._terminal.watch(getattr(ctx.master, "ui", None), self._terminal_closed)
+        if (view := ctx.master.addons.get("view")) is not None:  # mitmdump has none
+            self._view = flow_view.ViewRetention(self.service, view)
+            ctx.master.addons.add(self._view)
+            # Its commands are answered at once, from memory.
+            self._sharing = tasks.supervised(
+                "reading decisions", lambda: self.service.decided.keep_read(self.wiring.ask_store)
+            )
         self._housekeeping = tasks.supervised(
             "forgetting conversations", lambda: housekeeping(self.service)
         )
@@ -236,6 +243,7 @@ class AccountPool:
         if not await listen.bind(held_back=self._held_back):
             return
         self._ready = True
+        self.service.fleet.port = listen.port()
         self._siblings.ready()
         states = list(self.service.pool.accounts)
         if not states:
@@ -243,6 +251,8 @@ class AccountPool:
             return
         names = ", ".join(str(state.key) for state in states)
         who = accounts_file.counted(len(states), self.reloader.file.path)
+        if (fleet := self.service.fleet).pool:
+            who += f", on the state {fleet.kind} {fleet.server}, pool {fleet.pool}"
         logger.log(ALERT, f"account-pool: ready with {who}: {names}")
         self._log_conflicts()
 
@@ -256,7 +266,7 @@ class AccountPool:
             logger.warning(f"account-pool: {note}")
 
     def client_connected(self, client: Client) -> None:
-        self.service.mind_suspend()  # before the client has connections, which are not stale
+        self.service.suspends.look()  # before the client has connections, which are not stale
         handler = client_handler.handler_of(client)
         fast = self.wiring.fast
         if fast is None or not fast.take(handler):
@@ -280,18 +290,6 @@ class AccountPool:
         played = ctx.master.addons.get("serverplayback")
         if getattr(played, "flowmap", None):
             replay.prepare_playback(played, self.service)
-
-    def response(self, flow: http.HTTPFlow) -> None:
-        view = ctx.master.addons.get("view")  # mitmdump has none
-        # A flow of a file that was opened is neither.
-        if view is not None and (flow.live or REFUSED in flow.metadata):
-            self._view.ended(flow, view)
-
-    def error(self, flow: http.HTTPFlow) -> None:
-        self.response(flow)
-
-    def websocket_end(self, flow: http.HTTPFlow) -> None:
-        self.response(flow)
 
     async def pool_pause(self, pause: Pause) -> None:
         pause.taken = True
@@ -321,13 +319,15 @@ class AccountPool:
         reload.end_unless_reloaded(self, self._end)
 
     def _end(self) -> None:
-        for task in (self._starting, self._watching, self._housekeeping, self._reading):
+        running = self._starting, self._watching, self._housekeeping, self._reading, self._sharing
+        for task in running:
             if task is not None:
                 task.cancel()
         self._undo_sighup(ctx.master.should_exit.is_set())
         self._shortage.uninstall()
-        if self._replays in ctx.master.addons:
-            ctx.master.addons.remove(self._replays)
+        for ours in (self._replays, self._view):
+            if ours is not None and ours in ctx.master.addons:
+                ctx.master.addons.remove(ours)
         over_at = self.service.now()
         if self._drain is not None:
             self._drain.uninstall()

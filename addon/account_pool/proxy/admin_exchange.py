@@ -9,7 +9,6 @@ page that looks twice a second does not bury the traffic. Who may ask what is de
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from account_pool.admin.actions import Actions
-    from account_pool.admin.requests import AskStore
+    from account_pool.admin.requests import AskStore, Known
 
 logger = logging.getLogger(__name__)
 
@@ -207,9 +206,8 @@ class AdminExchange(AttemptStream):
         yield SendHttp(ResponseHeaders(self.stream_id, response), client)
         while True:
             pause = Pause(Chunks(source, self._is_unread))
-            self.watch_client(pause.woken.set)
-            yield PoolPauseHook(pause)
-            self.unwatch_client()
+            with self.client_watched(pause.woken.set):
+                yield PoolPauseHook(pause)
             if _has_left(self._paused_event_queue):
                 return  # the event that says so comes next
             if not pause.chunk:
@@ -242,6 +240,7 @@ def open_admin_server(
     make_actions: Callable[[], Actions],
     counted: Callable[[str], Awaitable[Sums]],
     ask_store: AskStore,
+    known: Callable[[], Known | None],
     ready: Callable[[], bool],
     accounts_file: Callable[[], Path | None],
     rules: Callable[[], Rules],
@@ -254,11 +253,13 @@ def open_admin_server(
     Args:
         token: what changes need.
         make_actions: returns what changes the pool.
-        counted, ask_store, ready, accounts_file: see `AdminContext`.
+        counted, ask_store, known, ready, accounts_file: see `AdminContext`.
         rules: returns who may do what, at the moment.
         link: the launcher, where this is one of several workers.
     """
-    decision_counter, started_at, instance = DecisionCounter(), service.now(), secrets.token_hex(8)
+    decision_counter, started_at = DecisionCounter(), service.now()
+    if link is None:
+        service.fleet.started_at = started_at
     guard = TokenGuard(token)
     service.pool.decisions.subscribe(decision_counter.note)
 
@@ -272,7 +273,7 @@ def open_admin_server(
             decision_counter=decision_counter,
             counted=counted,
             ask_store=ask_store,
-            instance=instance,
+            known=known,
             started_at=started_at,
             ready=ready,
             accounts_file=accounts_file,

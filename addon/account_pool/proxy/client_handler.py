@@ -5,10 +5,13 @@
 - Opening a connection ends with a word, however it fails (`watch_opening`).
 - What a server said before its connection was reset is read, and a server that does not read
   holds up nobody else (`keep_unread`).
+- After a suspend, connections that were kept over it are closed, those in use are probed
+  (`attend`).
 
 Each stands on private parts of mitmproxy, and changes nothing where they are not as known.
 What waits in vain then is found by `http_layer.Sweep` a little later, or given up after a
-minute, except for the connection behind a CONNECT.
+minute, except for the connection behind a CONNECT. After a suspend an idle connection stays open,
+unused, until its client leaves, and one in use is probed when its layer wakes by itself.
 """
 
 from __future__ import annotations
@@ -18,17 +21,21 @@ import functools
 import inspect
 import logging
 import os
+import socket
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any, Literal
 
 from mitmproxy import ctx
-from mitmproxy.connection import Client, Connection, ConnectionState
-from mitmproxy.proxy import commands, events
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
+from mitmproxy.proxy import commands, events, tunnel
+from mitmproxy.proxy.layer import Layer
+from mitmproxy.proxy.layers.http import HttpConnection
 
-from account_pool.supervision import where
+from account_pool.proxy.service import ClientLayer
+from account_pool.supervision import log_and_continue, tasks, where
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,15 @@ MAX_UNREAD_BYTES = 4 * 1024 * 1024
 #: How long a client is not listened to while a server does not read what it has sent: it may
 #: want to leave.
 DRAIN_S = 5.0
+#: Options of TCP: seconds to the first probe and between the following ones, their number, and
+#: for how long what was sent may be unacknowledged, milliseconds. Systems lack some of them.
+PROBES = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPALIVE": 5,  # what macOS calls that one
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 20_000,
+}
 
 
 def handler_of(client: Client) -> Any:
@@ -282,3 +298,61 @@ def _received(transport: asyncio.WriteTransport) -> bytes:
 
 
 _LOOPS = (asyncio.SelectorEventLoop,) if os.name == "posix" else ()
+
+
+# -- after a suspend
+#
+# HTTP/2 has a PING to find out whether a response can still come; HTTP/1 has none, but TCP has:
+# the system probes the peer, and ends the connection if nothing comes back.
+
+
+def end_of(outermost: Layer) -> HttpConnection | None:
+    """Return the HTTP layer of a connection; None if it has none."""
+    at: Any = outermost
+    while at is not None and not isinstance(at, HttpConnection):
+        at = getattr(at, "child_layer", None)
+    return at
+
+
+def carrier(connection: Connection, layers: Collection[Layer]) -> Connection:
+    """Return the connection with the socket, which is the upstream proxy's if there is one."""
+    for at in reversed(list(layers)):
+        if isinstance(at, tunnel.TunnelLayer) and at.conn is connection:
+            connection = at.tunnel_connection
+    return connection
+
+
+def probe(writer: object) -> None:
+    """Make the system find out, in 20 s as with a PING, whether the peer is still there."""
+    sock = writer.get_extra_info("socket") if type(writer) is asyncio.StreamWriter else None
+    if sock is None:
+        return
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBES.items():
+        number = getattr(socket, name, None)
+        if number is not None:
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def attend(http: ClientLayer, idle: Collection[Connection]) -> None:
+    """Close *idle*, connections of *http*, and probe those in use."""
+    handler = handler_of(http.context.client)
+    transports = getattr(handler, "transports", {})
+    close = getattr(handler, "close_connection", None)
+    tell = getattr(handler, "server_event", None)
+    if close is not None:
+        for connection in idle:
+            if connection in transports:
+                with log_and_continue:  # all else of it is done, whatever this one comes to
+                    close(connection)
+    for server, outermost in http.connections.items():
+        # Not a tunnel, which is not ours.
+        if isinstance(server, Server) and end_of(outermost) is not None:
+            io = transports.get(carrier(server, outermost.context.layers))
+            probe(getattr(io, "writer", None))
+    timer = http.timer
+    if tell is not None and timer is not None:
+        # Any event makes the layer send its PINGs; this one would come a little later.
+        tasks.once("waking a connection", lambda: tell(events.Wakeup(timer)))

@@ -7,7 +7,7 @@ scripts get what people read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from itertools import islice
 
@@ -18,6 +18,7 @@ from account_pool.config.accounts_file import counted
 from account_pool.core import headroom
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND, Cooldown
+from account_pool.core.decision_history import Record
 from account_pool.core.decision_text import MAX_VALUES, asked_last, duration, evidence, line
 from account_pool.core.decisions import By, Decision, Decisions, Kind, one_line
 from account_pool.core.errors import PoolError
@@ -39,11 +40,17 @@ def status_table(
     decisions: Decisions,
     now: float,
     *,
+    rows: Sequence[Record] = (),
+    me: str = "",
     whole: bool = False,
 ) -> list[str]:
     """Return the table of the accounts *states*, and the decisions about them.
 
-    *whole*: with every header value that is known, not only the first `MAX_VALUES`.
+    Args:
+        decisions: of this proxy.
+        rows: of all proxies, as `DecisionsShown` has them; none: only this one's are known.
+        me: the name of this proxy among them.
+        whole: with every header value that is known, not only the first `MAX_VALUES`.
     """
     most = None if whole else MAX_VALUES
     states = list(states)
@@ -54,10 +61,18 @@ def status_table(
     of_these = [d for d in decisions if d.provider in providers and _is_about(d, keys)]
     held = [d for d in of_these if d.kind is Kind.WAIT and d.ended_at is None]
     if held:
-        table += ["", f"{len(held)} waiting now:", *(_entry(d, now) for d in reversed(held))]
-    if of_these:
-        last = list(islice(of_these, LAST))
-        table += ["", "last decisions, newest first:", *(_entry(d, now) for d in last)]
+        waiting = [_entry(_own(d, now, me), me) for d in reversed(held)]
+        table += ["", f"{len(held)} waiting now:", *waiting]
+    names = set(map(str, keys))
+    shared = (
+        row
+        for row in reversed(rows)
+        if row["provider"] in providers
+        and (row["account"] is None or {row["account"], row["to"]} & names)
+    )
+    last = list(islice(shared, LAST)) or [_own(d, now, me) for d in islice(of_these, LAST)]
+    if last:
+        table += ["", "last decisions, newest first:", *(_entry(row, me) for row in last)]
     return table
 
 
@@ -131,22 +146,24 @@ def _cools(cooldown: Cooldown, now: float) -> str:
     return f"on cooldown for {duration(cooldown.until - now)}"
 
 
-def _entry(decision: Decision, now: float) -> str:
-    """Return one decision with its time of day, and how it ended if that is known."""
-    at = f"{datetime.fromtimestamp(decision.wall_at).astimezone():%H:%M:%S}"
-    text = f"{at}  {decision.kind.value:8}  {line(decision)}"
-    return text + "".join(_marks(decision, now))
+def _own(decision: Decision, now: float, me: str) -> Record:
+    """Return a decision of this proxy, *me*, as those of all are kept."""
+    return {**decision.as_dict(now), "text": line(decision), "proxy": me}
 
 
-def _marks(decision: Decision, now: float) -> Iterator[str]:
-    if decision.times > 1:
-        yield f" [{decision.times} times]"
-    if decision.kind in (Kind.COOLDOWN, Kind.DISABLE):
-        if decision.ended_at is not None and decision.released_by is not None:
-            after = duration(decision.ended_at - decision.at)
-            yield f" [ended after {after}, by {decision.released_by.value}]"
-        elif decision.kind is Kind.COOLDOWN and decision.is_over(now):
-            yield " [over]"
+def _entry(row: Record, me: str) -> str:
+    """Return a decision with its time of day, how it ended if that is known, and whose it is.
+
+    Of this proxy, *me*, that is not said.
+    """
+    at = f"{datetime.fromtimestamp(row['at']).astimezone():%H:%M:%S}"
+    marks = f" [{row['times']} times]" if row["times"] > 1 else ""
+    if row["kind"] in (Kind.COOLDOWN, Kind.DISABLE) and (by := row["released_by"]) is not None:
+        after = duration((row["ended_at"] or row["at"]) - row["at"])
+        marks += " [over]" if by == By.TIME else f" [ended after {after}, by {by}]"
+    if row["proxy"] != me:
+        marks += f" [{row['proxy']}]"
+    return f"{at}  {row['kind']:8}  {row['text']}{marks}"
 
 
 # -- the commands
@@ -181,7 +198,13 @@ class Commands:
         if not states:
             return ["the pool has no account"]
         lines = status_table(
-            states, service.sessions, service.pool.decisions, service.now(), whole="/" in only
+            states,
+            service.sessions,
+            service.pool.decisions,
+            service.now(),
+            rows=service.decided.read_already(),
+            me=service.fleet.process_name,
+            whole="/" in only,
         )
         if not only and (path := self._reloader.file.path) is not None:
             lines += ["", counted(len(states), path)]

@@ -1,6 +1,6 @@
 """Chat streams that are asked for their usage (`pool_count_streams`), at the edge.
 
-How the question is put, and its answer taken out again, is `core/stream_usage.py`.
+How the question is put, and its answer taken out again, is `core/usage.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mitmproxy.connection import Client
 
 from account_pool.core.decisions import one_line
 from account_pool.core.sse import gate_shape
-from account_pool.core.stream_usage import UsageFilter, with_usage
+from account_pool.core.usage import UsageFilter, with_usage
 from account_pool.providers.base import RequestHead
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,14 @@ that names the account, also in place of what the client itself sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import unquote_plus, urlencode
 
 from mitmproxy import http
 from mitmproxy.net.http import url
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.browser import is_loopback
@@ -35,18 +36,19 @@ _KEY_PROTOCOL = b"openai-insecure-api-key."
 _SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(Struct, frozen=True):
     """What is sent upstream, and where to. `repr()` shows no credential."""
 
-    request: http.Request = field(repr=False)
+    request: http.Request
     address: tuple[str, int]
     tls: bool
 
+    def __repr__(self) -> str:
+        return f"Outgoing(address={self.address!r}, tls={self.tls!r})"
 
-@dataclass(slots=True)
-class Masked:
-    """What the client sent where its credential may be, kept out of sight.
+
+class Masked(Struct):
+    """What the client sent where its credential may be, kept out of sight, and of `repr()`.
 
     Attributes:
         headers: the original values by lower-case name, in order.
@@ -59,17 +61,19 @@ class Masked:
         places: (index, lower-case name) of each masked field.
     """
 
-    headers: dict[bytes, list[bytes]] = field(repr=False)
-    path: bytes | None = field(repr=False)
+    headers: dict[bytes, list[bytes]]
+    path: bytes | None
     shown_path: bytes
     names: frozenset[bytes]
     query: tuple[str, ...]
     fields: Fields
     places: list[tuple[int, bytes]]
 
+    def __repr__(self) -> str:
+        return f"Masked(names={self.names!r}, query={self.query!r})"
 
-@dataclass(frozen=True, slots=True)
-class Places:
+
+class Places(Struct, frozen=True):
     """Where a credential may stand on a request to a host that several providers share.
 
     The client's credential for one of them must not be shown or sent with another's.

@@ -7,19 +7,13 @@ echo of a credential, masked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mitmproxy import http
 
-from account_pool.core.account import AccountKey
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.providers.envelopes import SHOULD_RETRY
 from account_pool.proxy import redaction
 from account_pool.proxy.redaction import Secrets
-from account_pool.proxy.response_reader import ResponseReader
-
-#: Longest refusal that is repeated to requests its account cannot serve.
-MAX_REMEMBERED_BYTES = 65536
+from account_pool.proxy.response_reader import ResponseReader, StoredRefusal
 
 
 def corrected(
@@ -141,45 +135,3 @@ def set_wait(response: http.Response, provider: Provider, wait_s: float, wall_no
     for name, value_at in provider.instants.items():
         if name in response.headers:
             response.headers[name] = value_at(wall_now + wait_s)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRefusal:
-    """The last refusal of an account, for requests that arrive while it is on cooldown."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-
-class Refusals:
-    """The last refusals of accounts: a limit, and one that was the account's own fault."""
-
-    def __init__(self) -> None:
-        self._stored: dict[tuple[AccountKey, bool], StoredRefusal] = {}
-
-    def remember(
-        self, key: AccountKey, reader: ResponseReader, secrets: Secrets, *, blamed: bool = False
-    ) -> None:
-        """Keep a refusal, to be repeated to requests that *key* cannot serve.
-
-        *blamed*: it was its own fault, and no limit.
-        """
-        try:
-            text = redaction.body(reader.plain(), secrets)
-        except ValueError:
-            return
-        if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
-            return
-        head = reader.response
-        fields = redaction.masked(head.headers.fields, secrets)
-        self._stored[key, blamed] = StoredRefusal(head.status_code, fields, text)
-
-    def find(self, key: AccountKey | None, *, blamed: bool = False) -> StoredRefusal | None:
-        """Return the last refusal of *key*, if there is one."""
-        return self._stored.get((key, blamed)) if key is not None else None
-
-    def forget(self, key: AccountKey) -> None:
-        """*key* is gone: nothing of it is kept."""
-        for blamed in (False, True):
-            self._stored.pop((key, blamed), None)

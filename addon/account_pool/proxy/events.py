@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from mitmproxy.connection import Connection
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import events
@@ -21,6 +22,8 @@ from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     HttpEvent,
     RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
 )
@@ -78,7 +81,7 @@ class WholeResponse(ResponseHeaders):
         parts: the events that it stands for.
     """
 
-    parts: tuple[HttpEvent, ...] = ()
+    parts: tuple[ResponseHeaders, ResponseData, ResponseEndOfMessage] = field(kw_only=True)
 
 
 @dataclass
@@ -105,8 +108,7 @@ class Silent(_Ending):
     """Nothing came for so long that nothing more is expected."""
 
 
-@dataclass(slots=True, eq=False)
-class Chunks:
+class Chunks(msgspec.Struct, eq=False):
     """A response of the admin pages that goes on.
 
     Attributes:
@@ -118,8 +120,7 @@ class Chunks:
     unread: Callable[[], bool]
 
 
-@dataclass(slots=True, eq=False)
-class Pause:
+class Pause(msgspec.Struct, eq=False):
     """What a stream waits for.
 
     Attributes:
@@ -141,7 +142,7 @@ class Pause:
     chunk: bytes = b""
     taken: bool = False
     failed: Exception | None = None
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    woken: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
 @dataclass

@@ -1,17 +1,22 @@
-"""What mitmweb, mitmproxy and dumps show of a request beside its own flow.
+"""What mitmweb, mitmproxy and dumps show of requests, and what a view keeps of them.
 
 The comment of the flow that the client got its response from begins with the account that
 served it, and those that refused before: `openai/private <- work 429, old 429`. Each refused
 attempt is a flow of its own, marked and commented. Nothing of that is built unless something
 was refused, and then after the replay was sent.
+
+mitmproxy's own view keeps all. Here only flows of the pool that ended are removed from it,
+oldest first; never one that a person has marked, intercepted or in focus, nor flows of other
+hosts or of a file that was opened.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Server
@@ -24,11 +29,14 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import decoding, error_response
-from account_pool.proxy.fast.known import is_our_script
+from account_pool.proxy.fast.handler import is_our_script
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader
-from account_pool.supervision import tasks
+from account_pool.supervision import log_and_continue, tasks
+
+if TYPE_CHECKING:
+    from account_pool.proxy.service import Service
 
 #: The marker of a refused attempt (`~marker no_entry`).
 MARK = ":no_entry:"
@@ -68,10 +76,11 @@ class BodyCopy:
     Attributes:
         head: its beginning, as it came.
         tail: the end of a body that is longer than that, without its content-encoding.
+        framed_by: the fields of its head, if they say that it comes in chunks.
     """
 
-    def __init__(self, encoding: str) -> None:
-        self.head, self.tail = bytearray(), bytearray()
+    def __init__(self, encoding: str, framed_by: Fields | None = None) -> None:
+        self.head, self.tail, self.framed_by = bytearray(), bytearray(), framed_by
         self._encoding = encoding
         self._end: decoding.End | None = None
 
@@ -344,3 +353,107 @@ def hold_for_approval(flow: http.HTTPFlow) -> None:
         http.HTTPFlow.kill(flow)
 
     flow.kill = kill  # type: ignore[method-assign]  # of this flow only
+
+
+# -- what a view keeps
+
+#: The bodies and messages of the flows that are kept, together, in bytes.
+MAX_BYTES = 64 * 1024 * 1024
+#: The messages of an open WebSocket, in bytes; the last two are always kept.
+MAX_SOCKET_BYTES = 8 * 1024 * 1024
+#: How many old flows that must stay are skipped for each flow that ends.
+_MAX_LOOKS = 64
+
+
+class ViewRetention:
+    """Removes old flows of the pool from *view*, that of mitmweb or mitmproxy. An addon.
+
+    Keeps `Settings.view_kept` of them, and `MAX_BYTES`. There is none in mitmdump.
+    """
+
+    name = "account_pool_view"
+
+    def __init__(self, service: Service, view: Any) -> None:
+        self._service = service
+        self._view = view
+        #: bytes of those that ended, by id, oldest first
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._bytes = 0
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """*flow* has ended, or is a refused attempt: count it, and remove others."""
+        # A flow of a file that was opened is neither.
+        if not flow.live and REFUSED not in flow.metadata:
+            return
+        if self._service.settings.view_kept and is_of_pool(flow):
+            with log_and_continue:
+                self._forget(flow.id)
+                self._sizes[flow.id] = size = size_of(flow)
+                self._bytes += size
+                self._drop(self._service.settings.view_kept)
+
+    error = websocket_end = response
+
+    def _drop(self, kept: int) -> None:
+        looks = 0
+        while len(self._sizes) > kept or self._bytes > MAX_BYTES:
+            oldest = next(iter(self._sizes))
+            if len(self._sizes) == 1 or looks == _MAX_LOOKS:
+                return
+            flow = self._view.get_by_id(oldest)
+            if flow is not None and must_stay(flow, self._view):
+                self._sizes.move_to_end(oldest)
+                looks += 1
+                continue
+            self._forget(oldest)
+            if flow is not None:
+                self._view.remove([flow])
+
+    def _forget(self, flow_id: str) -> None:
+        self._bytes -= self._sizes.pop(flow_id, 0)
+
+
+def is_of_pool(flow: http.HTTPFlow) -> bool:
+    """Return whether *flow* was served by the pool, or is an attempt that was refused."""
+    return "pool.account" in flow.metadata or REFUSED in flow.metadata
+
+
+def must_stay(flow: http.HTTPFlow, view: Any) -> bool:
+    """Return whether a person works with *flow*, or it has not ended."""
+    if flow.live or flow.intercepted or getattr(view.focus, "flow", None) is flow:
+        return True
+    return bool(flow.marked) and flow.marked != MARK
+
+
+def size_of(flow: http.HTTPFlow) -> int:
+    """Return the bytes of the bodies and messages of *flow*."""
+    size = len(flow.request.raw_content or b"")
+    if flow.response is not None:
+        size += len(flow.response.raw_content or b"")
+    if flow.websocket is not None:
+        size += sum(len(message.content) for message in flow.websocket.messages)
+    return size
+
+
+class MessageRetention:
+    """Bounds the messages that the flow of an open WebSocket keeps."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def added(self, flow: http.HTTPFlow) -> None:
+        """Count the last message of *flow*, and remove the oldest if there are too many."""
+        assert flow.websocket is not None
+        messages = flow.websocket.messages
+        self._bytes += len(messages[-1].content)
+        gone = 0
+        while self._bytes > MAX_SOCKET_BYTES and len(messages) - gone > 2:
+            self._bytes -= len(messages[gone].content)
+            gone += 1
+        if gone:
+            del messages[:gone]
+            if not flow.metadata.get(TRUNCATED):
+                flow.metadata[TRUNCATED] = True
+                note = f"only the last messages are kept ({MAX_SOCKET_BYTES // 1024**2} MiB)"
+                said = flow.metadata.get(COMMENT)
+                comment(flow, f"{said}; {note}" if said else note)

@@ -41,11 +41,6 @@ class IndexedHeaders(http.Headers):
         headers.fields = fields
         return headers
 
-    def last(self, name: bytes) -> str:
-        """Return the last value of *name*, which is in lower case; "" if there is none."""
-        values = self._values(name)
-        return values[-1].decode("latin-1") if values else ""
-
     def _values(self, name: str | bytes) -> list[bytes] | None:
         if self._indexed is not self.fields:
             self._make_index()
@@ -54,9 +49,13 @@ class IndexedHeaders(http.Headers):
         return self._index.get(name.lower())
 
     def _make_index(self) -> None:
-        self._indexed, self._index = self.fields, {}
-        for field, value in self.fields:
-            self._index.setdefault(field.lower(), []).append(value)
+        fields = self.fields
+        index = {field.lower(): [value] for field, value in fields}
+        if len(index) < len(fields):  # one of them stands twice
+            index = {}
+            for field, value in fields:
+                index.setdefault(field.lower(), []).append(value)
+        self._indexed, self._index = fields, index
 
     def get_all(self, name: str | bytes) -> list[str]:
         return [value.decode("utf-8", "surrogateescape") for value in self._values(name) or ()]

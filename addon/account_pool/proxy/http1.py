@@ -51,7 +51,7 @@ from mitmproxy.proxy.layers.http._http1 import (
 )
 
 from account_pool.proxy.events import SERVER_ERROR, InterimResponse, WholeRequest, WholeResponse
-from account_pool.proxy.headers import IndexedHeaders, is_interim
+from account_pool.proxy.headers import Fields, IndexedHeaders, is_interim
 
 #: The longest head of a response, and the longest line of a chunked body, in bytes: more than
 #: the clients of LLM APIs take.
@@ -69,7 +69,7 @@ class _Quick(Http1Connection):
     """What both sides have in common.
 
     Attributes:
-        relay: what sends on chunks as they came, None for those that it does not (`fast.relay`).
+        relay: what sends on chunks as they came, None for those that it does not (`fast.short`).
         is_chunked: the body of the last message that came is, or was.
     """
 
@@ -161,11 +161,12 @@ def _is_kept(request: http.Request | None, response: http.Response | None) -> bo
         return False
     if asked.method == b"CONNECT" or said.status_code < 200:
         return False
-    for headers in (asked.headers, said.headers):
-        if headers.get("connection", "keep-alive").lower() != "keep-alive":
+    for name, value in (*asked.headers.fields, *said.headers.fields):
+        if name.lower() == b"connection" and value.lower() != b"keep-alive":
             return False
-    coding = said.headers.get("transfer-encoding")
-    return "content-length" in said.headers if coding is None else coding == "chunked"
+    framing = {name.lower(): value for name, value in said.headers.fields}
+    coding = framing.get(b"transfer-encoding")
+    return b"content-length" in framing if coding is None else coding == b"chunked"
 
 
 def _one(command: commands.Command) -> CommandGenerator[None]:
@@ -290,6 +291,8 @@ def check() -> None:
         raise Differs
 
 
+#: What mitmproxy reads for us: a field that goes on in the next line.
+_FOLDED = b"X: 1\r\n 2\r\n"
 _BODIES = (
     (b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",),
     (b"Content-Length: 4\r\n\r\n", b"hi", b"hi"),
@@ -305,7 +308,7 @@ def _tried(server: type[Http1Server], client: type[Http1Client]) -> list[object]
     heads = ((server, b"POST /x HTTP/1.1\r\nHost: a\r\n"), (client, b"HTTP/1.1 200 OK\r\n"))
     for (kind, head), (body, *more) in product(heads, _BODIES):
         side = kind(context)
-        came = [events.DataReceived(side.conn, data) for data in (head + body, *more)]
+        came = [events.DataReceived(side.conn, data) for data in (head + _FOLDED + body, *more)]
         fed: list[events.Event] = [events.Start(), *came]
         if kind is client:
             asked = RequestHeaders(1, http.Request.make("GET", "http://a/"), True)
@@ -377,6 +380,17 @@ def _response(lines: list[bytes], request: http.Request) -> _Head[http.Response]
 def _fill(data: http.MessageData, version: bytes, lines: list[bytes]) -> None:
     """Set what every message has."""
     data.http_version = version
-    data.headers = IndexedHeaders.of(read._read_headers(lines[1:]).fields)
+    data.headers = IndexedHeaders.of(_fields(lines[1:]))
     data.content = data.trailers = None
     data.timestamp_start, data.timestamp_end = time.time(), None
+
+
+def _fields(lines: list[bytes]) -> Fields:
+    """Return what mitmproxy reads in *lines*, without its checks of each type."""
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not (name and colon) or name[0] in b" \t":
+            return read._read_headers(lines).fields  # folded, or wrong
+        fields.append((name, value.strip()))
+    return tuple(fields)

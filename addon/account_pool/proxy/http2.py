@@ -9,7 +9,7 @@ Of a server:
   taken for one that goes away, so that no connection is left open that nobody uses.
 - Requests that wait for MAX_CONCURRENT_STREAMS, and those for a connection that ended,
   come back; mitmproxy forgets them.
-- A path can die without a word (a NAT, a suspend: `waking`). Whoever is quiet too long after a PING
+- A path can die without a word (a NAT, a suspend). Whoever is quiet too long after a PING
   is gone. A request for a connection that was quiet for long leaves when the PING was
   answered; it goes elsewhere if it is not. What a client gave up without one byte of an
   answer is a reason to doubt: the next one goes elsewhere until a byte comes.

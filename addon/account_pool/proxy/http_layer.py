@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from types import ModuleType
 from typing import Any, cast
 
@@ -27,14 +28,14 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 
-from account_pool.proxy import pooled_request, redaction, tunnels, waking
+from account_pool.proxy import client_handler, pooled_request, redaction, tunnels
 from account_pool.proxy.events import SERVER_ERROR, EventHandled, Silent
-from account_pool.proxy.fast import relay, short
+from account_pool.proxy.fast import short, steps
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
 from account_pool.proxy.tunnels import OPENING_S
-from account_pool.supervision import log_and_continue, where
+from account_pool.supervision import where
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ class PoolHttpLayer(HttpLayer):
     Attributes:
         answered: server connections that have carried a response.
         quick: server connections that take a `WholeRequest`.
+        used: server connections that an attempt was sent on.
         attempts: those that run, by their ids, and the streams they are of.
+        attempt_ids: those to come: negative, so that none is the id of a client's stream.
         doubts: what is to be told after a suspend, and to whom.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
             `Http1Client` emits the end of a message before it resets itself: a request sent
@@ -95,7 +98,7 @@ class PoolHttpLayer(HttpLayer):
         self.service = service
         self.answered: set[Connection] = set()
         self.quick: set[Connection] = set()
-        self._used: set[Connection] = set()
+        self.used: set[Connection] = set()
         self._unopened: set[Connection] = set()
         self.attempts: dict[int, AttemptStream] = {}
         self._sweep = Sweep(self)
@@ -104,16 +107,17 @@ class PoolHttpLayer(HttpLayer):
         self._looked_at: set[Connection] = set()
         self.doubts: list[tuple[layer.Layer, events.Event]] = []
         self._given_back: list[ResponseProtocolError] = []
-        self._last_attempt_id = 0
+        self.attempt_ids: Iterator[int] = count(-1, -1)
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
         self.when_handled: list[AttemptStream] = []
-        quick = "relay" in service.settings.fast and relay.is_as_known()
-        self._relay = partial(relay.relayed, self) if quick else None
+        quick = "relay" in service.settings.fast and short.knows_chunks()
+        self._relay = partial(short.relayed, self) if quick else None
         service.layers.add(self)
         opened = context.server.timestamp_tcp_setup
-        if opened is not None and opened < service.woke_at:
-            service.renew(self)  # its client connected, slept, and only now asks for something
+        if opened is not None and opened < service.suspends.woke_at:
+            # Its client connected, slept, and only now asks for something.
+            service.suspends.renew(self)
 
     def handle_event(self, event: events.Event) -> CommandGenerator[None]:
         """Handle *event* as the base class does, with fewer and larger writes.
@@ -227,7 +231,7 @@ class PoolHttpLayer(HttpLayer):
         if isinstance(event, events.ConnectionEvent):
             closed = event.connection
             if (at := self.connections.get(closed)) is not None:
-                closed = waking.carrier(closed, at.context.layers)
+                closed = client_handler.carrier(closed, at.context.layers)
         yield commands.CloseConnection(closed)
 
     def shown(self, text: str) -> str:
@@ -239,9 +243,9 @@ class PoolHttpLayer(HttpLayer):
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if type(event) is events.Wakeup:
-            self.service.mind_suspend()  # before anybody takes the time asleep for a silence
+            self.service.suspends.look()  # before anybody takes the time asleep for a silence
             if event.command not in self.command_sources:
-                return _nothing()  # it was brought forward (`waking.attend`)
+                return _nothing()  # it was brought forward (`client_handler.attend`)
         elif type(event) is events.ConnectionClosed and len(self.connections) > KEPT_CLOSED:
             self._drop_closed()
         handled = super()._handle_event(event)
@@ -267,7 +271,7 @@ class PoolHttpLayer(HttpLayer):
                 for known in (
                     self.answered,
                     self.quick,
-                    self._used,
+                    self.used,
                     self._looked_at,
                     self._unopened,
                 ):
@@ -282,7 +286,7 @@ class PoolHttpLayer(HttpLayer):
             self.connections[client] = _QUICK.quick_server(self.connections[client])
         if _HTTP2 is not None:
             _HTTP2.take_server(self.connections[client])
-        short.begin(self)
+        steps.shorten(self)
 
     # -- after a suspend
 
@@ -311,12 +315,12 @@ class PoolHttpLayer(HttpLayer):
             if at is None or self._is_idle(server, at):  # None: it was opened in advance
                 server.state = ConnectionState.CLOSED
                 above = self.context if at is None else at.context
-                idle.add(waking.carrier(server, above.layers))
+                idle.add(client_handler.carrier(server, above.layers))
         return idle
 
     def _is_idle(self, server: Server, outermost: layer.Layer) -> bool:
         """Say whether no request is on *server*; otherwise see to it that no other follows."""
-        end = waking.end_of(outermost)
+        end = client_handler.end_of(outermost)
         ours: Any = next((client for client in self.http2.values() if client is end), None)
         if ours is not None:
             if ours.is_busy:
@@ -361,36 +365,10 @@ class PoolHttpLayer(HttpLayer):
         """Say whether nothing can come from *connection* any more."""
         return connection.timestamp_end is not None or not connection.state & _CAN_READ
 
-    def goes_away(self, server: Connection) -> bool:
-        """Say whether *server* told which requests it still answers."""
-        client = self.http2.get(server)
-        return client is not None and client.last_id is not None
-
-    def withdraw(self) -> None:
-        """Have what still waits for an account go elsewhere if it may not be sent any more."""
-        for client in self.http2.values():
-            client.withdraw()
-
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
         stream = PoolHttpStream(_fork(self.context), stream_id, self)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
-
-    def use(self, server: Connection) -> None:
-        """An attempt goes out on *server*."""
-        if server not in self._used:
-            self._used.add(server)
-            with log_and_continue:
-                self.service.connected(self.context.client)
-
-    def new_attempt(self, stream: AttemptStream) -> int:
-        """Return an id for an attempt of *stream* and route its events there.
-
-        Negative, so that it is never the id of a client's stream.
-        """
-        self._last_attempt_id -= 1
-        self.streams[self._last_attempt_id] = self.attempts[self._last_attempt_id] = stream
-        return self._last_attempt_id
 
     def drop_timer(self, timer: commands.RequestWakeup) -> bool:
         """Let a timer hold nothing: its stream may be long over. Say whether it still runs."""
@@ -402,18 +380,7 @@ class PoolHttpLayer(HttpLayer):
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
     ) -> CommandGenerator[None]:
-        self.service.mind_suspend()
-        for connection in self.connections:
-            if connection in self.waiting_for_establishment:
-                continue  # a protocol may be agreed on already, but nobody speaks it yet
-            if connection.error and event.connection_spec_matches(connection):
-                # mitmproxy would repeat it to every later request of this client, which
-                # keeps its connection to us: we have answered it in its own envelope.
-                connection.error = None
-            if isinstance(connection, Server) and connection.alpn == b"h2":
-                self._take(connection)  # it may have spoken before there was a request
-            if connection.connected and self.is_dead(connection):
-                connection.state = ConnectionState.CLOSED  # nobody reads it any more
+        self._look_over(event)
         early = self.context.server
         if early.error and early not in self.connections and event.connection_spec_matches(early):
             # Opened before there was a request. The first one is told, instead of a try of
@@ -422,6 +389,38 @@ class PoolHttpLayer(HttpLayer):
                 early.error = None
             self._told_early = True
         return super().get_connection(event, reuse=reuse)
+
+    def ready(self, wanted: GetHttpConnection) -> Connection | None:
+        """Return what `get_connection` finds without opening one; None if there is none.
+
+        A stream that asks here need not be paused, nor its client be watched meanwhile.
+        """
+        self._look_over(wanted)
+        over_http2 = self.context.client.alpn == b"h2"
+        for connection in self.connections:
+            if not wanted.connection_spec_matches(connection):
+                continue
+            if connection in self.waiting_for_establishment:
+                return None  # mitmproxy waits for it
+            # Many requests over HTTP/2 go to one over HTTP/1 on a connection each.
+            if connection.connected and (connection.alpn == b"h2" or not over_http2):
+                return connection
+        return None
+
+    def _look_over(self, wanted: GetHttpConnection) -> None:
+        """See to it that no connection that could be taken for *wanted* is dead, or has failed."""
+        self.service.suspends.look()
+        for connection in self.connections:
+            if connection in self.waiting_for_establishment:
+                continue  # a protocol may be agreed on already, but nobody speaks it yet
+            if connection.error and wanted.connection_spec_matches(connection):
+                # mitmproxy would repeat it to every later request of this client, which
+                # keeps its connection to us: we have answered it in its own envelope.
+                connection.error = None
+            if isinstance(connection, Server) and connection.alpn == b"h2":
+                self._take(connection)  # it may have spoken before there was a request
+            if connection.connected and connection.timestamp_end is not None:
+                connection.state = ConnectionState.CLOSED  # nobody reads it any more
 
     def _take_opening(self) -> None:
         for connection in self.waiting_for_establishment:

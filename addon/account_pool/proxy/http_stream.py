@@ -17,7 +17,8 @@ by their id. Facts about mitmproxy this file rests on:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from mitmproxy import http
@@ -26,6 +27,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
     HttpEvent,
     HttpResponseHeadersHook,
     HttpStream,
@@ -43,7 +45,13 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import error_response
-from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse, WholeRequest
+from account_pool.proxy.events import (
+    CANCEL,
+    SERVER_ERROR,
+    GetFreshConnection,
+    InterimResponse,
+    WholeRequest,
+)
 from account_pool.proxy.flow_view import BodyCopy
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.service import Service
@@ -64,8 +72,11 @@ class AttemptRouter(Protocol):
 
     Attributes:
         streams: where events go, by the ids of requests and of attempts.
+        attempts: the same of attempts alone.
+        attempt_ids: of those to come.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
         answered: server connections that have carried a response.
+        used: server connections that an attempt was sent on.
         quick: server connections that take a `WholeRequest`.
         http2: connections to servers over HTTP/2 that are ours.
     """
@@ -74,25 +85,18 @@ class AttemptRouter(Protocol):
     connections: dict[Connection, Layer]
     streams: dict[int, HttpStream]
     attempts: dict[int, AttemptStream]
+    attempt_ids: Iterator[int]
     when_handled: list[AttemptStream]
     answered: set[Connection]
+    used: set[Connection]
     quick: set[Connection]
     http2: dict[Connection, Any]
 
-    def use(self, server: Connection) -> None:
-        """An attempt goes out on *server*."""
-
-    def new_attempt(self, stream: AttemptStream) -> int:
-        """Return an id for an attempt of *stream* and route its events there."""
+    def ready(self, wanted: GetHttpConnection) -> Connection | None:
+        """Return an open connection for *wanted*; None where one is to be opened."""
 
     def drop_timer(self, timer: commands.RequestWakeup) -> bool:
         """Let a timer hold nothing. Say whether it still runs."""
-
-    def goes_away(self, server: Connection) -> bool:
-        """Say whether *server* told which requests it still answers."""
-
-    def withdraw(self) -> None:
-        """Have what still waits for an account go elsewhere if it may not be sent any more."""
 
     def shown(self, text: str) -> str:
         """Return what may be said of *text*, which is mitmproxy's."""
@@ -167,7 +171,8 @@ class AttemptStream(HttpStream):
 
     # -- while paused
 
-    def watch_client(self, on_leaving: Callable[[], None]) -> None:
+    @contextmanager
+    def client_watched(self, on_leaving: Callable[[], None]) -> Iterator[None]:
         """While paused, call *on_leaving* the moment the client goes.
 
         The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
@@ -179,20 +184,48 @@ class AttemptStream(HttpStream):
             return type(self).handle_event(self, event)
 
         self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
+        try:
+            yield
+        finally:
+            self.__dict__.pop("handle_event", None)
 
-    def unwatch_client(self) -> None:
-        self.__dict__.pop("handle_event", None)
+    def client_leaves(self) -> None:
+        """The client has gone while a connection for it was opened."""
+        raise NotImplementedError
 
     # -- attempts
 
+    def connect(
+        self, address: tuple[str, int], tls: bool, avoided: frozenset[Connection] = frozenset()
+    ) -> Generator[commands.Command, Any, str | None]:
+        """Get a connection that is none of *avoided*. Returns what went wrong, None: nothing."""
+        server = self.flow.server_conn
+        spec = (address, tls, server.via, server.transport_protocol)
+        get = GetHttpConnection(*spec)
+        if avoided:
+            get = GetFreshConnection(*spec)
+            get.avoided = avoided
+        connection: Any = self.layer.ready(get)
+        if connection is None:
+            with self.client_watched(self.client_leaves):
+                connection, error = yield get
+            if error:
+                return str(error)
+        self.context.server = self.flow.server_conn = connection
+        return None
+
     def send_attempt(self, request: http.Request) -> list[commands.Command]:
         """Return what sends *request*, the copy with a credential, to the current connection."""
-        server = self.context.server
+        layer, server = self.layer, self.context.server
         idle = _is_idle(server, self.service.wall_now())
-        self.on_kept_connection = idle or server in self.layer.answered
-        self.layer.use(server)
-        self.attempt_id = attempt_id = self.layer.new_attempt(self)
-        self.sent_at, self.sent_among = self.service.now(), len(self.layer.connections)
+        self.on_kept_connection = idle or server in layer.answered
+        if server not in layer.used:
+            layer.used.add(server)
+            with log_and_continue:
+                self.service.connected(self.context.client)
+        self.attempt_id = attempt_id = next(layer.attempt_ids)
+        layer.streams[attempt_id] = layer.attempts[attempt_id] = self
+        self.sent_at, self.sent_among = self.service.now(), len(layer.connections)
         self.heard, self.quiet_since = False, self.sent_at
         self.interim_came = False
         if self.client_state == self.state_stream_request_body:
@@ -202,7 +235,7 @@ class AttemptStream(HttpStream):
         trailers = request.trailers
         if trailers and not takes_trailers(server):
             trailers = None
-        if server in self.layer.quick and not trailers:
+        if server in layer.quick and not trailers:
             whole = WholeRequest(attempt_id, request, not content, content=content or b"")
             return [SendHttp(whole, server)]
         end_stream = not (content or trailers)

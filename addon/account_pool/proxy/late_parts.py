@@ -20,10 +20,10 @@ from account_pool.proxy.service import Service
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
+    from account_pool.proxy.fleet import SharedNotices
     from account_pool.proxy.look_ups import HeadroomLookUps
     from account_pool.proxy.notifier import Notifier
     from account_pool.proxy.pricing import Ask, Pricing
-    from account_pool.proxy.shared_notices import SharedNotices
 
 #: How long after the start rows are looked for that other proxies left without a cost, seconds.
 OTHERS_ROWS_S = 600.0
@@ -125,8 +125,7 @@ class LateParts:
     def _use_prices(self, prices: str) -> None:
         if self.pricing is None and not prices.strip():
             return
-        from account_pool.config.prices import read_prices  # noqa: PLC0415 - see above
-        from account_pool.core.prices import Prices  # noqa: PLC0415 - see above
+        from account_pool.core.prices import Prices, read_prices  # noqa: PLC0415 - see above
 
         self._price().use(Prices(read_prices(prices)))
 
@@ -146,7 +145,8 @@ class LateParts:
     async def _price_later(self) -> None:
         """Begin with prices once there are rows, or others may have left some."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._rows.wait(), OTHERS_ROWS_S)
+            async with asyncio.timeout(OTHERS_ROWS_S):
+                await self._rows.wait()
         # In a thread: requests go on meanwhile.
         await asyncio.to_thread(importlib.import_module, "account_pool.proxy.pricing")
         self._price().look()

@@ -37,6 +37,16 @@ def default_to_loopback() -> bool:
     return bool([task for task in asyncio.all_tasks() if _sets_up(task) and task.cancel()])
 
 
+def nowhere() -> None:
+    """Have mitmproxy, which is about to exit, set no server up.
+
+    Where it has begun, that goes on: it ends with the process.
+    """
+    # WireGuard's, ended as soon as it has begun, may end the process by SIGSEGV.
+    if not any(server.is_running for server in _servers()):
+        ctx.options.update(server=False)
+
+
 async def bind(*, held_back: bool) -> bool:
     """Have every server listen where it should; say if they do.
 
@@ -60,6 +70,11 @@ async def bind(*, held_back: bool) -> bool:
     if changed:
         await ctx.master.addons.get("proxyserver").servers.changed.send()
     return True
+
+
+def port() -> int | None:
+    """Return the port of the first server, None where none listens."""
+    return next((int(at[1]) for server in _servers() for at in server.listen_addrs), None)
 
 
 def _servers() -> list[ServerInstance]:  # type: ignore[type-arg]  # generic in 12 only

@@ -2,7 +2,7 @@
 
 Off by default: without it nothing here runs. Requests are our own, under our own name, to the
 account's own provider, and at most every five minutes an account, over all proxies that share
-a store. What is asked when is decided in `core/look_ups.py`, off the request path.
+a store. What is asked when is decided in `providers/look_ups.py`, off the request path.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Protocol
 
 from mitmproxy.options import Options
 
-from account_pool.core import look_ups, reset_hints
+from account_pool.core import reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.decisions import By
 from account_pool.core.headroom_parsing import ResponseContext
-from account_pool.core.look_ups import Answer, LookUps
 from account_pool.core.state import AccountState
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse, retry_after
-from account_pool.providers.look_ups import LOOK_UPS, USER_AGENT, LookUp, Shown
+from account_pool.providers import look_ups
+from account_pool.providers.look_ups import LOOK_UPS, USER_AGENT, Answer, LookUp, LookUps, Shown
 from account_pool.proxy.service import Service
 from account_pool.store.store import StoreError
 from account_pool.supervision import log_and_continue, tasks

@@ -11,16 +11,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
+from msgspec import Struct, field
 
 from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, set_options
 from account_pool.core.browser import Allowed, read_hosts, read_origins
-from account_pool.core.retry_policy import Limits
+from account_pool.core.steps import Limits
 from account_pool.providers.base import HostRule
 
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
@@ -51,8 +51,7 @@ _HOSTS = frozenset({"ignore_hosts", "allow_hosts", "tcp_hosts"})
 CONFLICTING = frozenset({*_CONFLICTS, *_REVERSE, *_HOSTS, "websocket", "mode"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """The options a request is served by; names as in docs/options.md.
 
     Attributes:

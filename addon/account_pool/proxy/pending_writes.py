@@ -9,10 +9,13 @@ back.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
@@ -20,11 +23,13 @@ from account_pool.core.instruments import Ended
 from account_pool.core.request_rows import row_of
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
-from account_pool.core.usage import Counted, CountKey
+from account_pool.core.usage import Counted, CountKey, add_to
 from account_pool.proxy.service import Service
-from account_pool.proxy.store_access import StoreClock
+from account_pool.proxy.store_access import StoreAccess, StoreClock
+from account_pool.store.sqlite_history import known_requests
 from account_pool.store.store import (
     Numbered,
+    RequestAnswers,
     Row,
     StateStore,
     StoreError,
@@ -33,8 +38,14 @@ from account_pool.store.store import (
 )
 from account_pool.supervision import where
 
+Value = TypeVar("Value")
+
 #: A row is written again when it was used so much later than the store knows, seconds.
 _STEP_S = 1.0
+#: How long counts are kept that were written, seconds, and how many requests among them: a
+#: store that has lost its last writes gets them again.
+WRITTEN_KEPT_S = 10.0
+MAX_WRITTEN = 2000
 #: What counts are called in the log.
 _SUMS = "sums"
 
@@ -135,6 +146,20 @@ class Table:
         self._urgent()
 
 
+class Counts(NamedTuple):
+    """Counts and requests that are added at once, and once.
+
+    Attributes:
+        number: identifies them; later ones have larger numbers.
+        sums: what to add, by counter.
+        ended: requests that have ended.
+    """
+
+    number: Numbered
+    sums: Mapping[str, Counted]
+    ended: Sequence[Ended]
+
+
 class Written(NamedTuple):
     """What has become of a batch.
 
@@ -150,8 +175,7 @@ class Written(NamedTuple):
     failed: StoreError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(Struct, frozen=True, kw_only=True):
     """What is written at once, row by row, so that it can be divided.
 
     Attributes:
@@ -165,6 +189,7 @@ class Batch:
         removed: table, key and last known use of rows that are gone.
         counts: name of the counter, key and amounts to be added.
         ended: requests of which a row is written; like counts once.
+        urgent: other proxies are to know at once.
     """
 
     wall_at: float
@@ -176,6 +201,7 @@ class Batch:
     removed: Sequence[tuple[str, str, float]]
     counts: Sequence[tuple[str, CountKey, Mapping[str, float]]]
     ended: Sequence[Ended] = ()
+    urgent: bool = False
 
     def write(self, store: StateStore) -> Written:
         """Write it; blocks. Raises StoreError where nothing was written."""
@@ -263,6 +289,7 @@ class Batch:
             batch=self.number,
             in_flight=dict(self.in_flight),
             requests=[row_of(ended) for ended in self.ended],
+            urgent=self.urgent,
         )
 
 
@@ -286,7 +313,7 @@ class PendingWrites:
         service: what has them.
         clock: that of the store.
         changed: called after each change.
-        urgent: called after one that must not be lost.
+        urgent: called after one to a session or a pin, which must not be lost.
 
     Attributes:
         tables: by name ("sessions", "pins").
@@ -311,10 +338,13 @@ class PendingWrites:
         self._pushing = False
         #: accounts by the position they had; one that came back has another
         self._positions: dict[AccountKey, int] = {}
-        #: counts and requests that were taken, and may or may not be in the store; their number
-        self._counts: Mapping[str, Counted] = {}
-        self._ended: Sequence[Ended] = ()
         self._number = Numbered(uuid4().hex, 0)
+        #: counts that were taken, and may or may not be in the store
+        self._counts: Counts | None = None
+        #: others that may or may not be there, as they were taken
+        self._again: deque[Counts] = deque()
+        #: those that were written last, and when
+        self._written: deque[tuple[float, Counts]] = deque()
         self.tables = {
             "sessions": Table(service.sessions, clock.both, self._note_urgent),
             "pins": Table(
@@ -323,13 +353,22 @@ class PendingWrites:
         }
         for counter in service.counters.values():
             counter.changed = changed
-        self._accounts.on_urgent = urgent
         service.ended.changed = changed
         self.unsubscribe = self._accounts.subscribe(changed)
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:
-        """Begin with a store that has these *tables*: take them over, and write all we know."""
-        self._positions.clear()
+        """Begin with a store that has these *tables*: take them over, and write all we know.
+
+        It may be older than what was written last. Counts have numbers: what it has of them is
+        not added again.
+        """
+        taken = [counts for _, counts in self._written]
+        if self._counts is not None:
+            taken.append(self._counts)
+        # In the order of their numbers: after a larger one, a smaller is taken for done.
+        self._again = deque([*taken, *self._again])
+        self._written.clear()
+        self._counts = None
         for name, table in self.tables.items():
             table.written.clear()
             table.adopt(tables[name])
@@ -347,26 +386,22 @@ class PendingWrites:
         for table in self.tables.values():
             table.note_used()
 
-    def take(self, *, in_flight: bool) -> Batch | None:
+    def take(self, *, in_flight: bool, urgent: bool = False) -> Batch | None:
         """Return what has changed, None if nothing has; `wrote` or `put_back` must follow.
 
-        *in_flight*: there are other proxies, which need to know it.
+        *in_flight*: there are other proxies, which need to know it; *urgent*: at once.
         """
-        accounts, counters = self._accounts, self._service.counters
+        accounts = self._accounts
         dirty = list(accounts.dirty)
-        if not (self._counts or self._ended):
-            self._counts = {name: c.take() for name, c in counters.items() if c.waiting}
-            self._ended = self._service.ended.take()
-            if self._counts or self._ended:
-                self._number = self._number._replace(number=self._number.number + 1)
+        counts = self._counts = self._counts or self._take_counts()
         changes = {name: table.take() for name, table in self.tables.items() if table.changed}
-        if not (dirty or changes or self._counts or self._ended):
+        if not (dirty or changes or counts):
             return None
         accounts.dirty.clear()
         wall = self._clock.wall()
         return Batch(
             wall_at=wall,
-            number=self._number if self._counts or self._ended else None,
+            number=counts.number if counts else None,
             gone=self._gone(dirty),
             accounts=snapshot.take(
                 accounts, dirty, wall_now=wall, ahead=self._clock.ahead
@@ -380,19 +415,23 @@ class PendingWrites:
                 (n, key, at) for n, table in changes.items() for key, at in table.gone.items()
             ],
             counts=[
-                (n, key, sums) for n, more in self._counts.items() for key, sums in more.items()
+                (name, key, amounts)
+                for name, sums in (counts.sums if counts else {}).items()
+                for key, amounts in sums.items()
             ],
-            ended=self._ended,
+            ended=counts.ended if counts else (),
+            urgent=urgent,
         )
 
     def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
         """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
-        if batch.number is not None:
-            if self._ended:
+        if self._counts is not None:
+            if self._counts.ended:
                 self._service.rows_written()
-            self._counts, self._ended = {}, ()
+            self._keep_written(self._counts)
+            self._counts = None
             waiting = any(counter.waiting for counter in self._service.counters.values())
-            if waiting or self._service.ended.waiting:
+            if waiting or self._service.ended.waiting or self._again:
                 self._changed()
         for table in self.tables.values():
             table.wrote()
@@ -409,14 +448,46 @@ class PendingWrites:
         for key in batch.gone:
             self._positions.pop(key, None)
         self._forget_pins(replaced)
+        if batch.urgent:
+            self._urgent()
 
     def _forget_pins(self, replaced: Iterable[AccountKey]) -> None:
         for key in replaced:
             self._service.pins.forget(key)
 
+    @property
+    def writes(self) -> int:
+        """How many writes it takes until all counts are in the store, at most."""
+        return len(self._again) + (self._counts is not None) + 1
+
     def uncertain(self, name: str) -> Counted:
         """Return the counts of *name* that were taken, and may not be in the store."""
-        return self._counts.get(name, {})
+        return self._counts.sums.get(name, {}) if self._counts else {}
+
+    def known_ended(self) -> list[Ended]:
+        """Return the requests that this proxy knows of: not written, or a short while ago."""
+        taken = [counts for _, counts in self._written]
+        taken += [*self._again, *([self._counts] if self._counts else ())]
+        return [*(one for counts in taken for one in counts.ended), *self._service.ended.waiting]
+
+    def _take_counts(self) -> Counts | None:
+        """Return the counts that are written next, None if there are none."""
+        if self._again:
+            return self._again.popleft()
+        counters = self._service.counters
+        sums = {name: counter.take() for name, counter in counters.items() if counter.waiting}
+        ended = self._service.ended.take()
+        if not (sums or ended):
+            return None
+        self._number = self._number._replace(number=self._number.number + 1)
+        return Counts(self._number, sums, ended)
+
+    def _keep_written(self, counts: Counts) -> None:
+        now, written = self._service.now(), self._written
+        written.append((now, counts))
+        rows = sum(len(one.ended) for _, one in written)
+        while written and (now - written[0][0] > WRITTEN_KEPT_S or rows > MAX_WRITTEN):
+            rows -= len(written.popleft()[1].ended)
 
     def _note_urgent(self) -> None:
         if self.push is not None and not self._pushing:
@@ -445,3 +516,36 @@ class PendingWrites:
             else:
                 self._positions[key] = position
         return gone
+
+
+class KnownHistory:
+    """What this proxy itself knows of requests, whatever becomes of the store."""
+
+    def __init__(self, service: Service, access: StoreAccess, pending: PendingWrites) -> None:
+        self._service, self._access, self._pending = service, access, pending
+        #: as they were read last, by name
+        self._sums: dict[str, Counted] = {}
+
+    def note(self, name: str, sums: Counted) -> None:
+        """These *sums* were read."""
+        self._sums[name] = {key: dict(amounts) for key, amounts in sums.items()}
+
+    def counts(self, name: str) -> Counted:
+        """Return the sums of *name* as they were read last, and what is not written yet."""
+        sums = {key: dict(amounts) for key, amounts in self._sums.get(name, {}).items()}
+        add_to(sums, self._service.counters[name].waiting)
+        add_to(sums, self._pending.uncertain(name))
+        return sums
+
+    async def ask(self, question: Callable[[RequestAnswers], Value]) -> Value:
+        """Return the answer to *question*, of what was read before and what is not written yet.
+
+        Raises StoreError.
+        """
+        store, ended = self._access.store, self._pending.known_ended()
+
+        def answer() -> Value:
+            rows = [row_of(one) for one in ended]
+            return question(store.requests.known(rows) if store else known_requests(rows))
+
+        return await asyncio.to_thread(answer)

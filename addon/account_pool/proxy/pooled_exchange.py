@@ -17,11 +17,9 @@ from collections.abc import Generator, Mapping
 from itertools import islice
 from typing import Any, assert_never, cast
 
-from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
-    GetHttpConnection,
     HttpEvent,
     RequestData,
     RequestEndOfMessage,
@@ -38,9 +36,8 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.core.instruments import Mark
 from account_pool.core.lease import Lease
-from account_pool.core.retry_policy import how_unconnected
 from account_pool.core.sse import Verdict
-from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
+from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait, how_unconnected
 from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import CannotSwap, LocalResponse, Route
 from account_pool.proxy import flow_view, headers, redaction
@@ -48,7 +45,6 @@ from account_pool.proxy.counted_streams import filter_of
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import (
     EventHandled,
-    GetFreshConnection,
     InterimResponse,
     WholeResponse,
 )
@@ -217,8 +213,7 @@ class PooledExchange(PooledUpload):
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if type(event) is WholeResponse:
-            for part in event.parts:
-                yield from self._handle_event(part)
+            yield from self._whole(event)
             return
         if isinstance(event, HttpEvent) and event.stream_id < 0:
             if event.stream_id != self.attempt_id:
@@ -246,6 +241,22 @@ class PooledExchange(PooledUpload):
             self.heard = True
         try:
             yield from self._dispatch(event)
+        except Exception as e:
+            yield from self.fail(e)
+
+    def _whole(self, event: WholeResponse) -> CommandGenerator[None]:
+        """The response is all here: once its head is known, the rest is read at once."""
+        head, body, end = event.parts
+        yield from self._handle_event(head)
+        if self.server_state != self.state_read_response or self.usage_filter is not None:
+            yield from self._handle_event(body)
+            yield from self._handle_event(end)
+            return
+        self.marks.append((Mark.FIRST_BYTE, self.service.now()))
+        try:
+            yield from self._read(self._reader.end(body.data))
+            if self._committed:
+                yield from self.response_ended(end)
         except Exception as e:
             yield from self.fail(e)
 
@@ -290,7 +301,8 @@ class PooledExchange(PooledUpload):
             match step:
                 case Send() if len(attempts.history) > 1 and not paused:
                     self._pending = step
-                    self.layer.when_handled.append(self)
+                    if self not in self.layer.when_handled:
+                        self.layer.when_handled.append(self)
                     return
                 case Send():
                     step = yield from self._send(step)
@@ -326,7 +338,7 @@ class PooledExchange(PooledUpload):
             return None
         opening_at = self.service.now()
         older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
-        error = yield from self.connect(outgoing, avoided=frozenset(older))
+        error = yield from self.connect(outgoing.address, outgoing.tls, frozenset(older))
         self.marks.append((Mark.OPENED, self.service.now() - opening_at))
         disturbed = self._paused_event_queue or self.flow.error is not None
         if disturbed and (yield from self.client_gone()):
@@ -377,23 +389,6 @@ class PooledExchange(PooledUpload):
                 outgoing.request, outgoing.address[0], call.head, attempts.facts.model
             )
         return outgoing
-
-    def connect(
-        self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
-    ) -> Generator[commands.Command, Any, str | None]:
-        """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
-        server = self.flow.server_conn
-        spec = (outgoing.address, outgoing.tls, server.via, server.transport_protocol)
-        get = GetHttpConnection(*spec)
-        if avoided:
-            get = GetFreshConnection(*spec)
-            get.avoided = avoided
-        self.watch_client(self.client_leaves)
-        connection, error = yield get
-        self.unwatch_client()
-        if not error:
-            self.context.server = self.flow.server_conn = connection
-        return error
 
     def may_go(self) -> bool:
         return self.attempts is None or self.attempts.may_go(self.service.now())

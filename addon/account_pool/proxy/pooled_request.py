@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ from mitmproxy.connection import Client
 from mitmproxy.net.http import url
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
+from msgspec import Struct
 
 from account_pool.core import browser
 from account_pool.core.account import AccountKey
@@ -55,7 +56,8 @@ logger = logging.getLogger(__name__)
 
 #: What is shorter is no credential that anybody would take.
 MIN_TOKEN_BYTES = 8
-#: The longest name of a model that is told apart; it is kept with cooldowns and sessions.
+#: The longest name of a model that is told apart, longer ones are cut: clients choose it, and it
+#: is kept with cooldowns and sessions.
 MAX_MODEL_CHARS = 200
 #: Address and port of one end of a connection.
 End = tuple[str, int]
@@ -74,8 +76,7 @@ _MAX_SHOWN_CHARS = 100
 # -- where a request goes
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(Struct, frozen=True):
     """The end of an upstream connection.
 
     Attributes:
@@ -130,8 +131,7 @@ def of_request(host: str, port: int, scheme: str, *, via: bool = False) -> Desti
     return Destination(host.rstrip(".").lower(), port, scheme == "https", via)
 
 
-@dataclass(slots=True, eq=False)
-class PooledRequest:
+class PooledRequest(Struct, eq=False):
     """A request to a pool host.
 
     Attributes:
@@ -203,15 +203,15 @@ class PooledRequest:
         *user* is the name that its client gave to `proxyauth`.
         """
         head, provider = self.head, self.provider
-        head.body = _decoded_body(head, request)
-        model, told = bounded(provider.model(head)), provider.conversation(head)
+        head.complete(_decoded_body(head, request))
+        model, told = provider.model(head), provider.conversation(head)
         if told.session is not None and not told.session.startswith(sessions.HASHED):
             told = told._replace(session=self._without_credential(told.session))
         return RequestFacts(
             provider=provider.name,
             kind=provider.kind(head) if provider.kind else provider.token_kind,
             path=head.path,
-            model=model,
+            model=model and model[:MAX_MODEL_CHARS],
             socket=head.method == "GET" and is_websocket(head),
             conversation=told,
             body_bytes=len(request.raw_content or b""),
@@ -261,11 +261,6 @@ def user_of(header: str) -> str | None:
     return user if "/" in user and user.isprintable() else None
 
 
-def bounded(model: str | None) -> str | None:
-    """Return the name of a model, cut if it is longer than any: clients choose it."""
-    return model and model[:MAX_MODEL_CHARS]
-
-
 @lru_cache(maxsize=1024)
 def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
     """Return host and port of an authority, None if it is none."""
@@ -313,8 +308,7 @@ def _decoded_body(head: RequestHead, request: http.Request) -> bytes:
 # -- pages
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """Why a request is not served: status and reason."""
 
     status: int

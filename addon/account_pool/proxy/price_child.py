@@ -34,10 +34,11 @@ def price_of(provider: str, model: str, at: float) -> dict[str, Any] | None:
             provider_id=provider,
             genai_request_timestamp=datetime.fromtimestamp(at, UTC),
         ).model_price
+        rates = {name: _rate(getattr(found, key, None)) for name, key in _NAMES.items()}
     except Exception:
-        # A name that a client chose keeps no price of others back.
+        # Neither a name that a client chose, nor a price in a form of its own, keeps those of
+        # others back.
         return None
-    rates = {name: _rate(getattr(found, key, None)) for name, key in _NAMES.items()}
     if rates["input"] is None:
         return None  # it is billed by something else than tokens
     # Embeddings have no output.

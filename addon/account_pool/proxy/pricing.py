@@ -101,7 +101,8 @@ class Pricing:
     async def _run(self, ask: Ask) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), RETRY_S)
+                async with asyncio.timeout(RETRY_S):
+                    await self._due.wait()
             await asyncio.sleep(SETTLE_S)
             self._due.clear()
             if self.is_first:
@@ -156,7 +157,7 @@ class Pricing:
             self._source = f"genai-prices {answer['version']}"[:40]
             found = [_price(value) for value in answer["prices"]]
             self._known.update(zip(asked, found, strict=True))
-        except (LookupError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             raise NoList("genai-prices says something else than expected") from None
 
 

@@ -17,7 +17,7 @@ from mitmproxy.options import Options
 
 from account_pool.core.credential import Secret
 from account_pool.core.decisions import one_line
-from account_pool.core.retry_policy import remedy
+from account_pool.core.steps import remedy
 
 #: The credentials that may occur.
 Secrets = frozenset[bytes]

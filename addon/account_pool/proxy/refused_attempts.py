@@ -24,12 +24,10 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.utils import human
 
 from account_pool.core.attempts import Attempts
-from account_pool.core.cooldown import is_about_account
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.retry_policy import Broken, how_broken
-from account_pool.core.steps import Deliver, Refresh, Step, Synthesize, Wait
-from account_pool.core.stream_usage import UsageFilter
+from account_pool.core.steps import Broken, Deliver, Refresh, Step, Synthesize, Wait, how_broken
+from account_pool.core.usage import UsageFilter
 from account_pool.providers.base import Provider
 from account_pool.proxy import error_response, redaction
 from account_pool.proxy.events import (
@@ -122,9 +120,8 @@ class RefusedAttempts(AttemptStream):
             # A refresh goes on, for the others; the lease must not wait for it.
             self.client_leaves()
 
-        self.watch_client(left)
-        yield PoolPauseHook(pause)
-        self.unwatch_client()
+        with self.client_watched(left):
+            yield PoolPauseHook(pause)
         if pause.failed is not None:
             raise pause.failed
         if not pause.taken:
@@ -149,7 +146,8 @@ class RefusedAttempts(AttemptStream):
     def _refused(self) -> CommandGenerator[None]:
         """Ask what the refusal means, and do what follows."""
         attempts, reader = self._attempts, self._reader
-        self.timer.clear()
+        if self.timer.command is not None:
+            self.timer.clear()
         if attempts.over:
             return  # the client has left: `Service.client_gone` was quicker than its event
         outcome = self._call.provider.classify(
@@ -162,7 +160,7 @@ class RefusedAttempts(AttemptStream):
         try:
             took_s = self.service.now() - self.sent_at
             self._trail.refused(reader, attempts, took_s, self.service.wall_now())
-            blamed = is_about_account(outcome)
+            blamed = outcome.blames_account
             limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
             if (limited or blamed) and not reader.in_stream:
                 assert attempts.lease is not None
@@ -179,7 +177,9 @@ class RefusedAttempts(AttemptStream):
             self._pending = attempts.refused_for_ours(outcome, now)
         else:
             self._pending = attempts.refused(outcome, now)
-        self.layer.withdraw()
+        for server in self.layer.http2.values():
+            # What still waits for the account goes elsewhere if it may not be sent any more.
+            server.withdraw()
         if attempts.keeps_earlier and earlier is not None:
             self._refusal = earlier
         if reader.complete or reader.broken or isinstance(self._pending, Deliver):
@@ -195,7 +195,8 @@ class RefusedAttempts(AttemptStream):
 
     def _drained(self) -> CommandGenerator[None]:
         """The refused response was read as far as it will be: go on."""
-        self.timer.clear()
+        if self.timer.command is not None:
+            self.timer.clear()
         complete = self._reader.complete
         step, self._pending = self._pending, None
         if isinstance(step, Deliver) and self._refusal is self._reader and self._reader.may_follow:
@@ -265,10 +266,12 @@ class RefusedAttempts(AttemptStream):
             return Broken.NOT_RUN
         if isinstance(event, Silent):
             return Broken.SILENT
+        over_http2 = self.layer.http2.get(self.context.server)
+        goes_away = over_http2 is not None and over_http2.last_id is not None
         return how_broken(
             event.message,
             # A server that said what it has begun did not close before it read.
-            kept=self.on_kept_connection and not self.layer.goes_away(self.context.server),
+            kept=self.on_kept_connection and not goes_away,
             answered=self.reader is not None or self.interim_came,
             after_s=self.service.now() - self.sent_at,
         )
@@ -351,7 +354,10 @@ class RefusedAttempts(AttemptStream):
         """Keep a bounded copy of the response that streams from here on."""
         # Where mitmproxy 12 is told to keep whole bodies, the copy is its own.
         if not getattr(self.context.options, "store_streamed_bodies", False):
-            self.copy = BodyCopy(self._reader.encoding)
+            reader = self._reader
+            sent = reader.response.headers
+            in_chunks = sent.get("transfer-encoding", "").lower() == "chunked"
+            self.copy = BodyCopy(reader.encoding, sent.fields if in_chunks else None)
 
     def put_copy(self, *, ended: bool) -> None:
         """Put the copy, if there is one, on the flow; *ended* tells if the body has an end."""

@@ -17,28 +17,35 @@ addon that was ended waits for a moment, and goes on with its state if the file 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.log import ALERT
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.admin.http import ApiError
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, Why, skip_line
-from account_pool.config.environment import from_environment
-from account_pool.config.problems import ConfigError
-from account_pool.config.values import Config
+from account_pool.config.configuration import Config, from_environment
+from account_pool.config.problems import ConfigError, Problem
+from account_pool.config.state import database_path
 from account_pool.core.account import AccountKey
-from account_pool.proxy.wiring import Changes, Wiring, database_path, without_collections
+from account_pool.garbage import without_collections
+from account_pool.home import expanded
+from account_pool.proxy.wiring import Changes, Wiring
 from account_pool.store.store import StoreError
-from account_pool.supervision import tasks
+from account_pool.supervision import begun, settled, tasks
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
@@ -52,12 +59,19 @@ LOOK_S = 2.0
 #: How soon accounts that could not be taken over are read again, in seconds: the reason may have
 #: been the disk, the state database or another file.
 RETRY_S = 60.0
+#: How long the start waits for the accounts, what reads them again, and a command, which keeps
+#: everybody meanwhile; seconds. A disk that was spun down takes some, a share may never answer.
+START_S, READ_S, BY_HAND_S = 30.0, 30.0, 5.0
 #: Changes when a file is written: time in ns, size, number; None while it is not there.
 Stamp = tuple[int, int, int] | None
 
 #: Why the accounts cannot be read again; the text is for people.
 RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
 
+_HANGS = (
+    "the accounts file cannot be looked at: the disk or share that it is on does not answer; "
+    "the accounts stay as they are until it does"
+)
 _NOT_TAKEN = "has errors; the accounts stay as they were"
 
 Addon = TypeVar("Addon")
@@ -84,24 +98,63 @@ class Reloader:
         self._left_out: set[AccountKey] = set()
         #: readings that began, and the latest of those that are over
         self._readings = self._read = 0
+        #: a reading that was not over in time
+        self._hung: Future[Config] | None = None
         #: the error of the reading that is tried again, which need not be logged twice
         self._logged = ""
 
     @without_collections()
     def load(self) -> Config:
         """Read the accounts. Blocks. Raises one of RELOAD_ERRORS."""
+        confdir = expanded(ctx.options.confdir)
+        if confdir.exists() and not confdir.is_dir():
+            raise exceptions.OptionsError(f"confdir: {confdir} is not a directory; name another")
         loaded = self.file.load() or from_environment(
             os.environ,
             github_token=ctx.options.pool_github_token or None,
             account_type=ctx.options.pool_account_type,
-            directories=(Path.cwd(), Path(ctx.options.confdir).expanduser()),
+            directories=(Path.cwd(), expanded(ctx.options.confdir)),
         )
         if self.added is None:
             state = str(self._wiring.values(loaded.options)["state"])
-            self.added = AddedFile(database_path(state, ctx.options))
+            self.added = AddedFile(database_path(state, ctx.options.confdir))
         if self.added.known is not None:
             loaded = accounts_file.with_added(loaded, self.added.known, os.environ)
         return self._wiring.sharing_known(loaded)
+
+    def read(self, wait_s: float) -> Config:
+        """Do so in a thread, which is waited for so many seconds. Raises one of RELOAD_ERRORS."""
+        asked = self._ask()
+        wait([asked], wait_s)
+        return self._answered(asked)
+
+    async def _read_soon(self) -> Config:
+        """Do the same without keeping anybody. Raises one of RELOAD_ERRORS."""
+        asked = self._ask()
+        with suppress(Exception):  # `_answered` raises it
+            await settled(asked, READ_S)
+        return self._answered(asked)
+
+    def _ask(self) -> Future[Config]:
+        # One that hangs is enough: each keeps a thread.
+        if self._hung is not None and not self._hung.done():
+            raise self._hangs
+        return begun(self.load)
+
+    def _answered(self, asked: Future[Config]) -> Config:
+        if asked.done():
+            return asked.result()
+        self._hung = asked
+        gc.enable()  # which `load` may have turned off until it is over
+        raise self._hangs
+
+    @property
+    def _hangs(self) -> ConfigError:
+        named = ctx.options.pool_accounts or os.environ.get(accounts_file.VARIABLE)
+        path = self.file.path or (expanded(named) if named else accounts_file.own_file())
+        wrong = "it was not read in time"
+        remedy = "see whether the disk or share that it is on answers"
+        return ConfigError([Problem(path, None, "", wrong, remedy)])
 
     def watch(self) -> asyncio.Task[None]:
         """Take the accounts over whenever the file is written."""
@@ -113,7 +166,7 @@ class Reloader:
         self._left_out.clear()
         number = self._begin()
         try:
-            loaded = self.load()
+            loaded = self.read(BY_HAND_S)
             self._is_newest(number)
             return self._wiring.take_over(loaded)
         except RELOAD_ERRORS:
@@ -126,7 +179,7 @@ class Reloader:
         self._left_out.clear()
         number = self._begin()
         try:
-            loaded = await asyncio.to_thread(self.load)
+            loaded = await self._read_soon()
             if not self._is_newest(number):
                 return
             changes = self._wiring.take_over(self._without_left_out(loaded))
@@ -161,7 +214,7 @@ class Reloader:
         key = actions.new_key(entry)
         where = actions.write(entry)
         number = self._begin()
-        self._take_over_written(self.load(), number)
+        self._take_over_written(self.read(BY_HAND_S), number)
         return f"{actions.added(key, where).key} was added ({where})"
 
     def remove(self, key: AccountKey) -> None:
@@ -177,7 +230,7 @@ class Reloader:
         """Take over what was just written to a file. Raises ApiError."""
         number = self._begin()
         try:
-            self._take_over_written(await asyncio.to_thread(self.load), number)
+            self._take_over_written(await self._read_soon(), number)
         except RELOAD_ERRORS as e:
             if self._is_newest(number):
                 wrong = f"the accounts cannot be reloaded: {e}"
@@ -245,12 +298,24 @@ class Watcher:
         self._sleep = sleep
         self.seen = seen
 
+    async def _found(self) -> object:
+        # A home directory may be on the network.
+        looked = begun(self._look)
+        try:
+            return await settled(looked, READ_S)
+        except TimeoutError:
+            if looked.done():
+                raise
+            logger.warning(f"account-pool: {_HANGS}")
+        found = await settled(looked, None)
+        logger.warning("account-pool: the accounts file answers again")
+        return found
+
     async def run(self) -> None:
         """Look at the files until cancelled."""
         while True:
             await self._sleep(LOOK_S)
-            # A home directory may be on the network.
-            found = await asyncio.to_thread(self._look)
+            found = await self._found()
             if found != self.seen:
                 # Before they are read: what is written meanwhile is noticed the next time.
                 before, self.seen = self.seen, found
@@ -265,8 +330,7 @@ class Watcher:
 # -- the file that serves
 
 
-@dataclass(slots=True, eq=False)
-class SourceFile:
+class SourceFile(Struct, eq=False):
     """The accounts file of a proxy.
 
     Attributes:
@@ -339,9 +403,11 @@ def stamp_of(path: Path) -> Stamp:
     """Return what changes when the file is written."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    # The times of a pipe change when it is read, and what was in it is gone then.
+    is_pipe = stat.S_ISFIFO(found.st_mode)
+    return 0 if is_pipe else found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class AddedFile:

@@ -9,7 +9,7 @@ there to its end is never delivered as if it were.
 `ResponseObserver` learns meanwhile what it says of the account that gave it: what that has
 left, whose limits it shares, what it made that only it knows, how many tokens it served, and by
 the way what this machine's clock is worth. Looking on must not fail a request: `head`, `body`
-and `end` raise nothing.
+and `end` raise nothing. `Refusals` keeps the last ones of each account.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from mitmproxy import http
+from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.core import headroom_parsing, reset_hints
 from account_pool.core.account import AccountKey
@@ -31,6 +33,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom_parsing import ResponseContext
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.pool import Pool
@@ -39,10 +42,11 @@ from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gat
 from account_pool.core.usage import END_BYTES, CountKey, Usage, Usages, of_answer
 from account_pool.providers.base import Origin, Provider
 from account_pool.providers.registry import HostIndex
-from account_pool.proxy import decoding
+from account_pool.proxy import decoding, redaction
 from account_pool.proxy.decoding import Decoder, End
 from account_pool.proxy.headers import IndexedHeaders
 from account_pool.proxy.pooled_request import PooledRequest, fields_by_name
+from account_pool.proxy.redaction import Secrets
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
@@ -64,7 +68,8 @@ MAX_HELD_PLAIN_BYTES = 4 * 1024 * 1024
 MAX_TEXT_BYTES = 65536
 #: How much of the beginning of a compressed response is unpacked to find what it took.
 MAX_OPENING_BYTES = 64 * 1024
-
+#: Longest refusal that is repeated to requests its account cannot serve.
+MAX_REMEMBERED_BYTES = 65536
 
 #: How often a response's `date` is compared with our clock, and how far they may differ: what
 #: is further apart is a clock that was never set, not a slow response. Seconds.
@@ -78,6 +83,8 @@ _SAYS_END = re.compile(
     rb'data: ?\[DONE\]|"message_stop"|"(?:response|interaction)\.(?:completed|incomplete|failed)"|'
     rb'"(?:finish_?[rR]eason|stop_reason)"\s*:\s*"'
 )
+#: Responses of few types come; each is looked at once.
+_shape_of = lru_cache(maxsize=256)(gate_shape)
 
 
 class ResponseReader:
@@ -99,7 +106,6 @@ class ResponseReader:
         self.complete = self.broken = False
         self._size = 0
         self._drained = 0
-        self._gate: Gate | None = None
         self._decision: StreamVerdict | None = None
         self._refusal = response.status_code >= 400
         self.in_stream = not self._refusal
@@ -110,34 +116,39 @@ class ResponseReader:
         if not isinstance(headers, IndexedHeaders):
             # mitmproxy asks the head for its framing a dozen times from here on.
             response.data.headers = headers = IndexedHeaders.of(headers.fields)
-        content_type = headers.last(b"content-type")
-        length = headers.last(b"content-length")
-        self.encoding = headers.get("content-encoding", "").strip()
+        last = {name.lower(): value for name, value in headers.fields}
+        content_type = last.get(b"content-type", b"").decode("latin-1")
+        length = last.get(b"content-length", b"")
+        self.encoding = ""
+        if b"content-encoding" in last:
+            self.encoding = headers.get("content-encoding", "").strip()
         if self.encoding and decoding.is_none(self.encoding):
             self.encoding = ""
-        self._announced = int(length) if length.isascii() and length.isdigit() else -1
-        shape = gate_shape(content_type)
+        self._announced = int(length) if length.isdigit() else -1
+        shape = _shape_of(content_type)
         self._streams = shape == "sse"
-        if shape is not None and 200 <= response.status_code < 300:
-            self._gate = Gate(
-                provider.judge, shape, max_bytes=MAX_GATE_BYTES, marks=provider.error_marks
-            )
-        if self.encoding and (self._gate is not None or self._refusal):
+        self._gated = shape if 200 <= response.status_code < 300 else None
+        if self.encoding and (self._gated or self._refusal):
             most = MAX_PLAIN_BYTES if self._refusal else 2 * MAX_GATE_BYTES
             try:
                 self._decoder = Decoder(self.encoding, max_bytes=most, streams=not self._refusal)
             except ValueError:
                 # An encoding the client asked for and we cannot read: nothing can be
                 # told from the body, so a success is taken for one.
-                self._gate = None
+                self._gated = None
         self._text = bytearray()
-        self.first = Verdict.CONTINUE if self._refusal or self._gate is not None else Verdict.COMMIT
+        self.first = Verdict.CONTINUE if self._refusal or self._gated else Verdict.COMMIT
+
+    @cached_property
+    def _gate(self) -> Gate:
+        assert self._gated is not None
+        return Gate(self._judge, self._gated, max_bytes=MAX_GATE_BYTES, marks=self._marks)
 
     def feed(self, data: bytes) -> Verdict:
         """Take in the next piece of the body."""
         self.held.append(data)
         self._size += len(data)
-        if self._gate is not None:
+        if self._gated:
             if self._decision is None:
                 decoded = self._decode(data)
                 self._decision = (
@@ -145,7 +156,9 @@ class ResponseReader:
                 )
             # All of it is here, and its end comes with it: a response in one piece costs
             # less to hand on than one that streams.
-            return Verdict.CONTINUE if self._size == self._announced else self._decided()
+            if self._decision is None or self._size == self._announced:
+                return Verdict.CONTINUE
+            return self._decision.verdict
         self._unpack(data)
         return Verdict.REFUSE if self._size > MAX_REFUSAL_BYTES else Verdict.CONTINUE
 
@@ -156,20 +169,22 @@ class ResponseReader:
         self._unpack(data)
         return self._drained <= MAX_DRAIN_BYTES
 
-    def end(self) -> Verdict:
-        """The body has ended."""
+    def end(self, last: bytes = b"") -> Verdict:
+        """The body has ended, with *last*."""
         self.complete = True
-        if self._gate is None:
+        if last:
+            self.feed(last)
+        if not self._gated:
             return Verdict.REFUSE
         self._decision = self._decision or self._gate.end()
-        return self._decided()
+        return self._decision.verdict
 
     def expired(self) -> Verdict:
         """The time bound has come. What was decided before it stays."""
-        if self._gate is None:
+        if not self._gated:
             return Verdict.REFUSE
         self._decision = self._decision or self._gate.expired()
-        return self._decided()
+        return self._decision.verdict
 
     @property
     def may_follow(self) -> bool:
@@ -242,7 +257,7 @@ class ResponseReader:
             body: from its beginning on, as it came.
             tail: its end without the content-encoding, where *body* is not all.
         """
-        if self._gate is None:
+        if not self._gated:
             return None, None
         if self.encoding:
             body, tail = self._unpacked(body, tail)
@@ -325,9 +340,6 @@ class ResponseReader:
             self._decoder = None
             return None
 
-    def _decided(self) -> Verdict:
-        return Verdict.CONTINUE if self._decision is None else self._decision.verdict
-
 
 def _last_events(end: bytes) -> bytes:
     """Return the last events of a stream, roughly `LATE_EVENTS` of them."""
@@ -346,7 +358,7 @@ def _json(body: bytes) -> Any:
         return None
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_READ:
         pass
     if len(body) > MAX_TEXT_BYTES:
         return None
@@ -531,3 +543,44 @@ class ResponseObserver:
             for name in provider.issued_headers:
                 if token := headers.get(name):
                     self._pins.remember(lease.key, token, wall_now)
+
+
+class StoredRefusal(Struct, frozen=True):
+    """The last refusal of an account, for requests that arrive while it is on cooldown."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Refusals:
+    """The last refusals of accounts: a limit, and one that was the account's own fault."""
+
+    def __init__(self) -> None:
+        self._stored: dict[tuple[AccountKey, bool], StoredRefusal] = {}
+
+    def remember(
+        self, key: AccountKey, reader: ResponseReader, secrets: Secrets, *, blamed: bool = False
+    ) -> None:
+        """Keep a refusal, to be repeated to requests that *key* cannot serve.
+
+        *blamed*: it was its own fault, and no limit.
+        """
+        try:
+            text = redaction.body(reader.plain(), secrets)
+        except ValueError:
+            return
+        if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
+            return
+        head = reader.response
+        fields = redaction.masked(head.headers.fields, secrets)
+        self._stored[key, blamed] = StoredRefusal(head.status_code, fields, text)
+
+    def find(self, key: AccountKey | None, *, blamed: bool = False) -> StoredRefusal | None:
+        """Return the last refusal of *key*, if there is one."""
+        return self._stored.get((key, blamed)) if key is not None else None
+
+    def forget(self, key: AccountKey) -> None:
+        """*key* is gone: nothing of it is kept."""
+        for blamed in (False, True):
+            self._stored.pop((key, blamed), None)

@@ -1,7 +1,6 @@
 """What all requests of one proxy share: the pool, what recognises requests, what is under way.
 
-It also carries out what paused streams wait for, and has nothing go out on connections that
-were kept over a suspend.
+It also carries out what paused streams wait for, and notices that the machine has slept.
 """
 
 from __future__ import annotations
@@ -10,14 +9,20 @@ import asyncio
 import contextlib
 import logging
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
+from mitmproxy.proxy import commands
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import Layer
+from mitmproxy.proxy.layers.http import HttpStream
 
 from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core.account import AccountKey
@@ -25,8 +30,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
-from account_pool.core.headroom_history import HeadroomHistory
-from account_pool.core.instruments import Ended, Mark, Marks, Measured, RequestLog
+from account_pool.core.instruments import Ended, HeadroomHistory, Mark, Marks, Measured, RequestLog
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
@@ -34,16 +38,14 @@ from account_pool.core.state import AccountState
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
 from account_pool.providers.base import LocalResponse, Provider
-from account_pool.proxy import waking
 from account_pool.proxy.counted_streams import CountedStreams
 from account_pool.proxy.credential_swap import Swaps
-from account_pool.proxy.decision_log import DecisionLog
-from account_pool.proxy.error_response import Refusals
+from account_pool.proxy.decision_log import DecisionLog, SharedDecisions
 from account_pool.proxy.events import Chunks, Pause
+from account_pool.proxy.fleet import Fleet
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import Recognizer
-from account_pool.proxy.response_reader import NOT_COUNTED, ResponseObserver, ServedAs
-from account_pool.proxy.waking import ClientLayer, Gap, Watch
+from account_pool.proxy.response_reader import NOT_COUNTED, Refusals, ResponseObserver, ServedAs
 from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ REFRESH_TIMEOUT_S = 20.0
 UNREAD_S, UNREAD_LOOK_S = 60.0, 0.1
 #: How long a request whose client has gone waits for the event that says so, seconds.
 GONE_S = 5.0
+#: Looks that are so far apart had a gap between them, seconds: more than a busy machine
+#: delays the look that is due every five, less than it takes until connections are
+#: forgotten on their way.
+GAP_S = 30.0
 
 
 async def _closed(_visit: AdminRequest) -> AdminResponse:
@@ -97,6 +103,7 @@ class Service:
         measured: how long it took, and what became of requests.
         ended: requests that are over, until a row is written of each.
         rows_written: called when rows were written.
+        decided: what all proxies on the store have decided.
         counted_streams: asks chat streams for their usage.
         prices: returns the owner's own prices.
         providers: by name, those of the user included.
@@ -114,11 +121,10 @@ class Service:
         look_ups: ask providers what accounts have left, where their owner wants it.
         notify_targets: returns where notifications go, as it may be shown.
         state_problem: returns why what is learnt is kept in memory only; None if it is not.
+        fleet: the proxies that share the state.
         unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
-        clocks: those by which a suspend is noticed.
-        woke_at: when one was noticed last, seconds since the epoch.
-        attend: told of a layer after a suspend, and of its connections that shall be closed.
+        suspends: has nothing go out on connections that were kept over one.
         visited: answers a request to the proxy itself.
         layers: one for each client connection that speaks HTTP.
         users: accounts that a client has named as its user name at this proxy, comma-separated.
@@ -128,13 +134,7 @@ class Service:
         turns_away: no request is held for an account any more.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        settings: Settings,
-        providers: Mapping[str, Provider],
-        refresh: Callable[[AccountKey, Credential], Awaitable[bool | None]] | None = None,
-    ) -> None:
+    def __init__(self, pool: Pool, settings: Settings, providers: Mapping[str, Provider]) -> None:
         self.now = time.monotonic
         self.wall_now = time.time
         self.settings = settings
@@ -151,8 +151,12 @@ class Service:
         self.recognizer, self.swaps = Recognizer(self.pins), Swaps(self.pins)
         self.observer = ResponseObserver(pool, self.pins, self.usages, self)
         self.refusals = Refusals()
+        self.decided = SharedDecisions(
+            lambda: self.wall_now(),  # noqa: PLW0108 - it may be replaced
+            lambda: self.fleet.process_name,
+        )
         self.set_pool(pool)
-        self.refresh = refresh
+        self.refresh: Callable[[AccountKey, Credential], Awaitable[bool | None]] | None = None
         self.local: dict[str, Callable[[], Awaitable[LocalResponse]]] = {}
         self.passed: set[str] = set()
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
@@ -163,16 +167,14 @@ class Service:
         self.notify_targets: Callable[[], list[dict[str, str | None]]] = list
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
-        self.clocks = waking.CLOCKS
-        self._watch = Watch(*[clock() for clock in self.clocks])
-        self.woke_at = -inf
-        self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
+        self.suspends = Suspends(self)
         self.visited: Callable[[AdminRequest], Awaitable[AdminResponse]] = _closed
         self.layers: WeakSet[ClientLayer] = WeakSet()
         self.users: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
         self.stopping = self.turns_away = False
         self.at_stop: list[Callable[[], object]] = []
         self.headroom_history = HeadroomHistory()
+        self.fleet = Fleet(self)
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
         #: attempts under way by client connection, so that none outlives it
@@ -185,9 +187,10 @@ class Service:
     def set_pool(self, pool: Pool) -> None:
         """Serve from *pool*, and tell the log what is decided there."""
         self.pool = self.observer.pool = pool
-        pool.decisions.ahead = lambda: self.wall_now() - self.now()
+        pool.decisions.clocks = self
         pool.decisions.failed = log_and_continue.log
         pool.decisions.subscribe(DecisionLog())
+        self.decided.follow(pool.decisions)
         pool.accounts.on_reset = self._note_reset
 
     def _note_reset(self, key: AccountKey, window: Window) -> None:
@@ -233,29 +236,6 @@ class Service:
             if now - gone_at > GONE_S:
                 del self._gone[attempts]
                 self._note_end(attempts, marks, None, NOT_COUNTED)
-
-    def mind_suspend(self) -> None:
-        """Have nothing go out on connections that were kept over a suspend."""
-        up, wall = self.clocks
-        gap = self._watch.look(up(), wall())
-        if gap is not None:
-            self._woke(gap)
-
-    def _woke(self, gap: Gap) -> None:
-        self.woke_at = self.wall_now()
-        closed = sum([self.renew(layer) for layer in list(self.layers)])
-        what = "woke up after" if gap.slept else "the clock went ahead, as after a suspend, by"
-        kept = "1 kept connection" if closed == 1 else f"{closed} kept connections"
-        logger.info(f"account-pool: {what} {duration(gap.seconds)}: {kept} closed")
-
-    def renew(self, layer: ClientLayer) -> int:
-        """Have nothing go out on connections that *layer* has kept; return how many are closed."""
-        idle: Collection[Connection] = ()
-        with log_and_continue:
-            idle = layer.woke()
-            # Not while a layer handles an event, which we may be called in.
-            self.later(lambda: self.attend(layer, idle))
-        return len(idle)
 
     def end(
         self,
@@ -305,8 +285,10 @@ class Service:
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
         for attempts, marks in self._under_way.pop(client.id, {}).items():
-            attempts.left(self.now())
-            self._gone[attempts] = marks, self.now()
+            now = self.now()
+            self._gone[attempts] = marks, now
+            with log_and_continue:  # the others come back whatever becomes of this one
+                attempts.left(now)
             with log_and_continue:
                 self.measured.ended(attempts, marks, left=True)
 
@@ -334,7 +316,8 @@ class Service:
         timeout = max(wait.until - self.now(), 0.0) + 0.002
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await woken.wait()
         finally:
             self._held.pop(woken, None)
 
@@ -394,7 +377,8 @@ class Service:
 
         try:
             renewal = asyncio.shield(tasks.once(name, renew))
-            return await asyncio.wait_for(renewal, REFRESH_TIMEOUT_S)
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                return await renewal
         except TimeoutError:
             logger.warning(f"{lease.key}: renewing its credential takes too long")
             return None
@@ -414,3 +398,123 @@ class Service:
         for credential in credentials.values():
             if owner := provider.holder(credential):
                 self.pool.health.learn_owner(key, owner)
+
+
+# -- suspends
+
+
+class Gap(NamedTuple):
+    """A time in which nothing ran.
+
+    Attributes:
+        seconds: how long it was.
+        slept: false where only the wall clock has it, which may have been set.
+    """
+
+    seconds: float
+    slept: bool
+
+
+class Watch:
+    """Compares each look with the one before, to notice that the proxy did not run for a while.
+
+    The machine slept, or the process was stopped. No system tells a process of it in time, and
+    which clocks go on meanwhile differs from one to the next. But somebody looks every few
+    seconds, and before each request that would use a connection again: where two looks are far
+    apart, nothing ran in between. Two clocks are compared, because each has its blind spot. One
+    goes on in a suspend and cannot be set, but stands still with a virtual machine that is
+    paused; the wall clock is put right afterwards, but may be set by anybody. What is done about
+    it is harmless where it was only set, so that either will do.
+
+    Args:
+        up: a clock that goes on in a suspend, seconds.
+        wall: the wall clock, seconds.
+    """
+
+    def __init__(self, up: float, wall: float) -> None:
+        self._up, self._wall = up, wall
+
+    def look(self, up: float, wall: float) -> Gap | None:
+        """Return the gap since the last look; None: there was none."""
+        slept, ahead = up - self._up, wall - self._wall
+        self._up, self._wall = up, wall
+        if slept >= GAP_S:
+            return Gap(slept, slept=True)
+        return Gap(ahead, slept=False) if ahead >= GAP_S else None
+
+
+class ClientLayer(Protocol):
+    """The HTTP layer of one client: see `http_layer.PoolHttpLayer`.
+
+    Attributes:
+        streams: its requests by their ids, and by those of their attempts, which are negative.
+        connections: its own, and those to servers, each with the outermost of its layers.
+        timer: what wakes it next, if anything does.
+    """
+
+    context: Context
+    streams: dict[int, HttpStream]
+    connections: dict[Connection, Layer]
+
+    @property
+    def timer(self) -> commands.RequestWakeup | None: ...
+
+    def woke(self) -> Collection[Connection]:
+        """Stop using all of its connections; return those to be closed."""
+
+
+def _running_clock() -> Callable[[], float]:
+    """Return the clock that runs during a suspend."""
+    name = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
+    number: int | None = getattr(time, name, None)
+    if number is not None:
+        with contextlib.suppress(OSError):
+            time.clock_gettime(number)
+            return partial(time.clock_gettime, number)
+    return time.monotonic  # it does on Windows; elsewhere the wall clock has to do
+
+
+#: What `Watch` compares: a clock that runs during a suspend, and the wall clock.
+CLOCKS: tuple[Callable[[], float], Callable[[], float]] = (_running_clock(), time.time)
+
+
+class Suspends:
+    """Has nothing go out on connections that were kept over a suspend.
+
+    NATs and providers forget a connection that is silent for minutes without a notice: what is
+    sent there vanishes. A suspend is noticed here; `PoolHttpLayer.woke` decides, at once, which
+    connections take no more requests; `client_handler.attend` acts on their sockets.
+
+    Attributes:
+        clocks: those by which one is noticed.
+        woke_at: when one was noticed last, seconds since the epoch.
+        attend: told of a layer after one, and of its connections that shall be closed.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.clocks = CLOCKS
+        self._watch = Watch(*[clock() for clock in self.clocks])
+        self.woke_at = -inf
+        self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
+
+    def look(self) -> None:
+        """Notice a suspend, if there was one since the last look."""
+        up, wall = self.clocks
+        gap = self._watch.look(up(), wall())
+        if gap is None:
+            return
+        self.woke_at = self._service.wall_now()
+        closed = sum([self.renew(layer) for layer in list(self._service.layers)])
+        what = "woke up after" if gap.slept else "the clock went ahead, as after a suspend, by"
+        kept = "1 kept connection" if closed == 1 else f"{closed} kept connections"
+        logger.info(f"account-pool: {what} {duration(gap.seconds)}: {kept} closed")
+
+    def renew(self, layer: ClientLayer) -> int:
+        """Have nothing go out on connections that *layer* has kept; return how many are closed."""
+        idle: Collection[Connection] = ()
+        with log_and_continue:
+            idle = layer.woke()
+            # Not while a layer handles an event, which we may be called in.
+            self._service.later(lambda: self.attend(layer, idle))
+        return len(idle)

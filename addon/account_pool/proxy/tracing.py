@@ -1,8 +1,12 @@
 """Sends a span about each request to an OpenTelemetry collector, where the owner names one.
 
-It is named by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` ...); without them
-nothing is imported and nothing is kept. A request only leaves what it was behind; spans are
-made in a thread, and exported by the library's batch processor.
+A span follows the conventions for generative AI
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/). What it holds is what a row
+about the request holds (`core/request_rows.py`): no prompt, no answer, no value of a header.
+
+The collector is named by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` ...);
+without them nothing is imported and nothing is kept. A request only leaves what it was behind;
+spans are made in a thread, and exported by the library's batch processor.
 """
 
 from __future__ import annotations
@@ -14,14 +18,136 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from account_pool.core.instruments import Ended
-from account_pool.core.spans import Span, span_of
+from account_pool.core.instruments import Ended, Mark
+from account_pool.core.request_rows import Status, row_of
 from account_pool.supervision import log_and_continue, tasks
 from account_pool.version import __version__
 
+Value = str | int | float
+
+#: `gen_ai.provider.name` where the convention has one of its own; else ours.
+_PROVIDERS = {
+    "openai": "openai",
+    "codex": "openai",
+    "azure": "azure.ai.openai",
+    "anthropic": "anthropic",
+    "claude-code": "anthropic",
+    "gemini": "gcp.gemini",
+    "gemini-cli": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+    "groq": "groq",
+    "deepseek": "deepseek",
+    "cohere": "cohere",
+    "perplexity": "perplexity",
+}
+#: `gen_ai.operation.name` by what stands in the path; the first that fits.
+_OPERATIONS = (
+    ("embed", "embeddings"),
+    ("generateContent", "generate_content"),
+    ("GenerateContent", "generate_content"),
+    ("chat/completions", "chat"),
+    ("messages", "chat"),
+    ("responses", "chat"),
+    ("/chat", "chat"),
+    ("completions", "text_completion"),
+)
+#: Counts of tokens, by the field of the row.
+_TOKENS = {
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_write_tokens": "gen_ai.usage.cache_creation.input_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+}
+
+
+class Event(NamedTuple):
+    """Something that happened within a span, at seconds since the epoch."""
+
+    name: str
+    wall_at: float
+    attributes: Mapping[str, Value]
+
+
+class Span(NamedTuple):
+    """One request. Times are seconds since the epoch.
+
+    Attributes:
+        error: what went wrong, as `error.type`; None: nothing did.
+        events: one for each attempt.
+    """
+
+    name: str
+    wall_from: float
+    wall_to: float
+    attributes: Mapping[str, Value]
+    error: str | None
+    events: tuple[Event, ...]
+
+
+def span_of(ended: Ended) -> Span:
+    """Return the span of *ended*."""
+    row = row_of(ended)
+    operation = next((name for part, name in _OPERATIONS if part in row.endpoint), "request")
+    known: dict[str, Value | None] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": _PROVIDERS.get(row.provider, row.provider),
+        "gen_ai.request.model": row.model,
+        "gen_ai.conversation.id": row.session,
+        "gen_ai.response.time_to_first_chunk": row.first_byte_s,
+        "http.response.status_code": row.http_status,
+        "url.template": row.endpoint,
+        "account_pool.provider": row.provider,
+        "account_pool.account": row.account,
+        "account_pool.tool": row.tool,
+        "account_pool.attempts": row.attempts,
+        "account_pool.failovers": row.failovers,
+        "account_pool.wait_s": row.wait_s,
+        **{name: getattr(row, field) for field, name in _TOKENS.items()},
+    }
+    error = None
+    if row.status == Status.REFUSED:
+        last = ended.history[-1].outcome if ended.history else None
+        error = str(row.http_status or (last.cls if last else "refused"))
+    elif row.status == Status.ABORTED:
+        error = "aborted"
+    if error is not None:
+        known["error.type"] = error
+    return Span(
+        name=f"{operation} {row.model}" if row.model else operation,
+        wall_from=row.wall_at,
+        wall_to=max(ended.wall_at, row.wall_at),
+        attributes={name: value for name, value in known.items() if value is not None},
+        error=error,
+        events=_attempts(ended),
+    )
+
+
+def _attempts(ended: Ended) -> tuple[Event, ...]:
+    """Return an event for each attempt: when it was sent, where that is known, and its outcome."""
+    ahead = ended.wall_at - ended.at
+    sent = [value + ahead for mark, value in ended.marks if mark is Mark.SENT]
+    began = next((value for mark, value in ended.marks if mark is Mark.BEGAN), ended.at) + ahead
+    events = []
+    for number, attempt in enumerate(ended.history):
+        # A request that a stale connection has swallowed is sent twice within one attempt.
+        at = sent[number] if len(sent) == len(ended.history) else began
+        outcome = "left" if attempt.outcome is None else attempt.outcome.cls.value
+        attributes: dict[str, Value] = {
+            "account_pool.account": str(attempt.key),
+            "account_pool.outcome": outcome,
+            "account_pool.attempt": number + 1,
+        }
+        events.append(Event("account_pool.attempt", at, attributes))
+    return tuple(events)
+
+
 logger = logging.getLogger(__name__)
+
+# -- to the collector
 
 #: How often spans are made of what has ended, seconds.
 EVERY_S = 1.0

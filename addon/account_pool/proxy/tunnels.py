@@ -22,7 +22,6 @@ Stands on private parts of mitmproxy: nothing is changed where they are not as k
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from itertools import chain
@@ -36,7 +35,7 @@ from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
 from account_pool.proxy import redaction
-from account_pool.proxy.fast import openssl
+from account_pool.proxy.fast import short
 from account_pool.proxy.fast.known import digest
 from account_pool.proxy.redaction import Secrets
 
@@ -116,7 +115,7 @@ class EndingTls(TLSLayer):
     is_over = False
     #: the layers above are still to be told that the connection is closed
     _owed = False
-    #: OpenSSL is asked without pyOpenSSL in between (`fast.openssl`)
+    #: OpenSSL is asked without pyOpenSSL in between (`fast.short`)
     is_quick = False
 
     def receive_handshake_data(self, data: bytes) -> CommandGenerator[tuple[bool, str | None]]:
@@ -129,17 +128,17 @@ class EndingTls(TLSLayer):
         # Generators are returned and chained: each of ours would be resumed for every command.
         if self.is_over:
             return _nothing()
-        if self.is_quick and openssl.can_use(self.tls):
+        if self.is_quick and short.can_use(self.tls):
             return self._read(data)
         return cast(Any, chain(super().receive_data(data), self.end_if_dead()))
 
     def _read(self, data: bytes) -> CommandGenerator[None]:
         """Do as `TLSLayer.receive_data`."""
-        plain, error = openssl.read(self.tls, data)
+        plain, error = short.read(self.tls, data)
         ended = isinstance(error, SSL.ZeroReturnError)
         if error is not None and not ended:
-            yield error_log(error)
-        if answer := openssl.pending(self.tls):
+            yield short.error_log(error)
+        if answer := short.pending(self.tls):
             yield commands.SendData(self.conn, answer)
         if plain:
             yield from self.event_to_child(events.DataReceived(self.conn, plain))
@@ -159,7 +158,7 @@ class EndingTls(TLSLayer):
         if self.is_over:
             return
         try:
-            if self.is_quick and openssl.can_use(self.tls):
+            if self.is_quick and short.can_use(self.tls):
                 yield from self._write(data)
             else:
                 yield from super().send_data(data)
@@ -168,8 +167,8 @@ class EndingTls(TLSLayer):
 
     def _write(self, data: bytes) -> CommandGenerator[None]:
         """Do as `TLSLayer.send_data`; a piece is on its way before the next is encrypted."""
-        for piece in openssl.pieces(data):
-            yield commands.SendData(self.conn, openssl.write(self.tls, piece))
+        for piece in short.pieces(data):
+            yield commands.SendData(self.conn, short.write(self.tls, piece))
 
     def receive_close(self) -> CommandGenerator[None]:
         if not self.is_over:
@@ -199,11 +198,6 @@ class EndingTls(TLSLayer):
         self.is_over, self._owed = True, self._is_read
         if self.tunnel_state is TunnelState.OPEN:
             yield commands.CloseConnection(self.conn)
-
-
-def error_log(error: SSL.Error) -> commands.Log:
-    """Return what mitmproxy says of an error of a peer."""
-    return commands.Log(f"TLS Error: {error}", logging.WARNING)
 
 
 class PoolClientTls(EndingTls, ClientTLSLayer):
@@ -277,7 +271,7 @@ def _nothing() -> CommandGenerator[None]:
 
 def _can_be_quick(kind: Any) -> bool:
     """Say whether layers of *kind*, mitmproxy's, read and write in the way that quick ones do."""
-    return digest(kind.receive_data, kind.send_data) in KNOWN and openssl.is_as_known()
+    return digest(kind.receive_data, kind.send_data) in KNOWN and short.knows_openssl()
 
 
 def take_tls(outermost: Layer, *, quick: bool = False) -> None:

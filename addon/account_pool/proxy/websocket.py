@@ -27,10 +27,11 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Event, Message
 from wsproto.frame_protocol import CloseReason
 
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse
 from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.base import Provider
-from account_pool.proxy.pooled_request import bounded
+from account_pool.proxy.pooled_request import MAX_MODEL_CHARS
 
 #: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
 TRY_AGAIN_LATER = 1013
@@ -81,13 +82,13 @@ class WebsocketReader:
         """A message of the client: `response.create` begins a turn. Says if one began."""
         try:
             create = _CREATE.decode(content)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_READ:
             create = _Create()
         if create.type != "response.create":
             self.turns_only = False
             return False
         self.answered, self.begun, self.running, self.end = False, True, True, ""
-        self.model = bounded(create.model) or self.model
+        self.model = (create.model or "")[:MAX_MODEL_CHARS] or self.model
         return True
 
     def server_said(self, content: bytes, wall_now: float) -> Outcome | None:
@@ -221,5 +222,5 @@ def _closed(socket: WebsocketLayer, wall_now: float, code: int) -> CommandGenera
 def _json(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NOT_READ:
         return None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mitmproxy import http
@@ -43,6 +43,7 @@ from mitmproxy.proxy.layers.websocket import (
     WebSocketMessageInjected,
 )
 from mitmproxy.websocket import WebSocketMessage
+from msgspec.structs import replace
 from wsproto.connection import ConnectionType
 from wsproto.events import CloseConnection, Message, TextMessage
 from wsproto.extensions import PerMessageDeflate
@@ -60,11 +61,11 @@ from account_pool.core.steps import Send
 from account_pool.core.usage import CountKey, Usage, of_frame
 from account_pool.providers.base import LocalResponse, RequestHead
 from account_pool.proxy.credential_swap import Outgoing
+from account_pool.proxy.flow_view import MessageRetention
 from account_pool.proxy.http_stream import AttemptRouter, StreamTimer
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.response_reader import MAX_GATE_BYTES, ResponseReader
 from account_pool.proxy.service import Service
-from account_pool.proxy.view_retention import MessageRetention
 from account_pool.proxy.websocket import (
     GOING_AWAY,
     TRY_AGAIN_LATER,
@@ -103,7 +104,7 @@ class UpgradedStream(Protocol):
     # requests behind the socket
     def outgoing(self, lease: Lease) -> Outgoing | LocalResponse: ...
     def connect(
-        self, outgoing: Outgoing, *, avoided: frozenset[Connection]
+        self, address: tuple[str, int], tls: bool, avoided: frozenset[Connection] = ...
     ) -> Generator[commands.Command, Any, str | None]: ...
     def send_attempt(self, request: http.Request) -> list[commands.Command]: ...
     def cancel_attempt(self, reason: str) -> CommandGenerator[None]: ...
@@ -468,7 +469,9 @@ class WebsocketReplay:
         self._opening, self._reader = True, None
         outgoing = stream.outgoing(send.lease)
         if isinstance(outgoing, LocalResponse) or (
-            yield from stream.connect(outgoing, avoided=frozenset(stream.layer.connections))
+            yield from stream.connect(
+                outgoing.address, outgoing.tls, frozenset(stream.layer.connections)
+            )
         ):
             yield from self._failed(None)
             return

@@ -9,52 +9,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
+from msgspec.structs import replace
 
 from account_pool.admin.auth import Rules
+from account_pool.config.configuration import Config
 from account_pool.config.options import OptionValue
 from account_pool.config.options import settings as merged
-from account_pool.config.values import Config
+from account_pool.config.review import Notices, ending_logins
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
 from account_pool.core.usage import Counted
-from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
-from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
+from account_pool.credentials.code_assist import CodeAssist
 from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
 from account_pool.credentials.http import Http, ProxyGate
-from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.notices import Notices, ending_logins
+from account_pool.credentials.keeper import Keeper, Publish
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
+from account_pool.garbage import without_collections
+from account_pool.home import expanded
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.late_parts import LateParts, Needs
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
-from account_pool.store.sqlite import MemoryStore, SqliteStore
+from account_pool.proxy.store_access import make_store
+from account_pool.store.sqlite import MemoryStore
 from account_pool.store.store import StateStore, Store, TokenStore
 
 if TYPE_CHECKING:
-    from account_pool.proxy.shared_notices import SharedNotices
+    from account_pool.proxy.fleet import SharedNotices
     from account_pool.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -63,33 +63,10 @@ Value = TypeVar("Value")
 
 #: How long a client's own exchange waits for the first one of ours, right after start.
 FIRST_TRY_S = 15.0
-#: The file of `pool_state` when none is named, in mitmproxy's own directory.
-STATE_FILE = "account-pool.sqlite"
-IN_MEMORY = "memory:"
-#: So many objects that were made at once are worth to be spared: 1,000 accounts have them.
-MANY_OBJECTS = 20_000
 _ANOTHER = (
     "its credential is of another account now; cooldowns, headroom and pins of the former are "
     "dropped"
 )
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Collect no garbage while many objects are made that stay, nor among them later.
-
-    A collection stops everything: with 10,000 accounts for 100 ms, several times while they
-    are read, and again and again later.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if gc.get_count()[0] > MANY_OBJECTS:
-            gc.freeze()
-        if collects:
-            gc.enable()
 
 
 class Wiring:
@@ -302,7 +279,7 @@ class Wiring:
             await self.persistence.write()
 
     async def read_counts(self, name: str) -> Counted:
-        """Return the sums of a counter, of all proxies."""
+        """Return the sums of a counter, of all proxies. Raises StoreError."""
         return {} if self.persistence is None else await self.persistence.read_counts(name)
 
     async def ask_store(self, question: Callable[[StateStore], Value]) -> Value | None:
@@ -398,34 +375,33 @@ def update_pool(
     *renewed* are those that have another credential now.
     """
     pool, now = service.pool, service.now()
-    entries = list(entries)
-    before = {state.key: state.account for state in pool.accounts}
-    written = {entry.account.key: entry for entry in entries}
-    wanted = {key: entry.account for key, entry in written.items()}
-    removed = tuple(key for key in before if key not in wanted)
-    added = tuple(key for key in wanted if key not in before)
-    changed = tuple(
-        key
-        for key, account in wanted.items()
-        if (known := before.get(key)) is not None and known is not account and known != account
-    )
+    find, written = pool.accounts.find, dict[AccountKey, AccountEntry]()
+    added, changed = [], []
+    # One pass, in which most accounts are the objects they were: the loop stands still meanwhile.
+    for entry in entries:
+        account = entry.account
+        written[account.key] = entry
+        state = find(account.key)
+        if state is None:
+            added.append(account.key)
+        elif state.account is not account and state.account != account:
+            changed.append(account.key)
+    removed = [state.key for state in pool.accounts if state.key not in written]
+    others = [key for key in renewed if key in written and find(key) is not None]
     for key in removed:
         pool.accounts.remove(key, now=now)
         service.forget(key)
     for key in changed:
-        pool.accounts.replace(wanted[key], now=now)
-    others = tuple(key for key in renewed if key in wanted and key in before)
+        pool.accounts.replace(written[key].account, now=now)
     for key in others:
         pool.accounts.renewed(key, now=now, source=written[key].fingerprint())
         service.forget(key)
     for key in added:
+        entry = written[key]
         pool.accounts.add(
-            wanted[key],
-            now=now,
-            pending=wanted[key].enabled,
-            source=written[key].fingerprint(),
+            entry.account, now=now, pending=entry.account.enabled, source=entry.fingerprint()
         )
-    return Changes(added, removed, changed, others)
+    return Changes(tuple(added), tuple(removed), tuple(changed), tuple(others))
 
 
 # -- credentials
@@ -442,14 +418,7 @@ def make_keeper(
         {}, EditorHeaders(editor_version), wall_clock=time.time, http=own_http(options)
     )
     context = make_acquire_context(loaded, copilot, None, store, options)
-    return Keeper(
-        loaded.accounts,
-        publish,
-        copilot,
-        refresher=context.refresher,
-        assist=context.assist,
-        wall_clock=time.time,
-    )
+    return Keeper(loaded.accounts, publish, context, wall_clock=time.time)
 
 
 def make_acquire_context(
@@ -464,14 +433,18 @@ def make_acquire_context(
     *refresher* is the present one, if any: it stays while the proxy runs.
     """
     http = own_http(options)
-    entries = [entry for entry in loaded.accounts if entry.account.enabled]
-    refreshed = [e.account.key for e in entries if isinstance(e.source, OAuthSource)]
-    if refreshed and refresher is None:
-        refresher = make_refresher(_tokens(store, refreshed), http, time.time)
-    used = {entry.account.provider for entry in entries}
+    used = {e.account.provider: e.provider for e in loaded.accounts if e.account.enabled}
+    if refresher is None:
+        refreshed = [
+            e.account.key
+            for e in loaded.accounts
+            if e.account.enabled and isinstance(e.source, OAuthSource)
+        ]
+        if refreshed:
+            refresher = make_refresher(_tokens(store, refreshed), http, time.time)
     copilot.use({name: e for name, e in loaded.exchanges.items() if name in used})
     assist = CodeAssist(
-        {e.provider.name: _code_assist(e.provider) for e in entries if _has_projects(e)},
+        {one.name: _api_url(one) for one in used.values() if "project" in one.companions},
         wall_clock=time.time,
         http=http,
     )
@@ -487,22 +460,9 @@ def serve(service: Service, keeper: Keeper, loaded: Config) -> None:
 
 async def _answer(keeper: Keeper, provider: str) -> LocalResponse:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(keeper.first_try(provider), FIRST_TRY_S)
+        async with asyncio.timeout(FIRST_TRY_S):
+            await keeper.first_try(provider)
     return keeper.exchange_response(time.time(), provider)
-
-
-def make_store(state: str, options: Options) -> Store:
-    """Return the store that `pool_state` (*state*) names; nothing is opened yet."""
-    path = database_path(state, options)
-    return MemoryStore() if path is None else SqliteStore(path)
-
-
-def database_path(state: str, options: Options) -> Path | None:
-    """Return the file that `pool_state` (*state*) names, None for none."""
-    if state == IN_MEMORY:
-        return None
-    directory = Path(options.confdir).expanduser()
-    return Path(state).expanduser() if state else directory / STATE_FILE
 
 
 def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
@@ -516,15 +476,11 @@ def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
     return store.tokens()
 
 
-def _has_projects(entry: AccountEntry) -> bool:
-    return "project" in entry.provider.companions
-
-
-def _code_assist(provider: Provider) -> CodeAssistSettings:
+def _api_url(provider: Provider) -> str:
     """Return where projects are looked up: at the API itself."""
     rule = provider.hosts[0]
     host = f"[{rule.host}]" if ":" in rule.host else rule.host
-    return CodeAssistSettings(api_url=f"https://{host}:{rule.port}")
+    return f"https://{host}:{rule.port}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -563,7 +519,7 @@ def _trust_for(options: Options, host: str) -> ssl.SSLContext | None:
     """Return the same with the certificate that `client_certs` has for *host*, if it has one."""
     if not options.client_certs:
         return None
-    path = Path(options.client_certs).expanduser()
+    path = expanded(options.client_certs)
     if not path.is_file():
         path /= f"{host}.pem"
         # A host name has no slash; one that has must not lead to another folder.

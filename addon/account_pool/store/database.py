@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from account_pool.named_file import NotAFile, require_file
 from account_pool.store.machine import Clock, Moment, moment
 from account_pool.store.schema import MIGRATIONS
 from account_pool.store.store import DamagedError, FullError, MovedError, StoreError, UnfitError
@@ -44,6 +45,9 @@ LOOK_TIMEOUT_S = 10.0
 BUSY_LOOK_S = 0.02
 #: Bytes in the file that are free, so that what is small can be written on a full disk.
 RESERVE_BYTES = 256 * 1024
+#: How much of the file a connection keeps in memory, KiB; SQLite would take 2,000. The system keeps
+#: what is read often, and most of what is written is rows that are not read again.
+CACHE_KIB = 512
 #: What SQLite puts beside the file while it is open.
 _BESIDE = ("", "-wal", "-shm")
 #: The number of no file.
@@ -103,13 +107,14 @@ class Database:
         self._lock = threading.Lock()
         try:
             # What SQLite puts beside the file is beside what a link leads to.
-            self._file = path if path == IN_MEMORY else path.resolve()
+            self._file = path if path == IN_MEMORY else _real(path)
             if path != IN_MEMORY:
                 _make_private(self._file)
-        except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            kind = "used" if isinstance(error, NotAFile | ValueError) else "made private"
             raise StoreError(
-                f"the state database {path} cannot be made private ({reason}); "
+                f"the state database {path} cannot be {kind} ({reason}); "
                 "set pool_state to a file of your own, or to memory:"
             ) from None
         self._connection = self._open()
@@ -288,6 +293,8 @@ class Database:
             )
             _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            if self.path != IN_MEMORY:
+                connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _migrate(connection, self.path)
             connection.execute("BEGIN IMMEDIATE")
             self._ahead = _set_clock(connection, self._moment())
@@ -366,6 +373,11 @@ def number_of(path: Path) -> int | None:
         return None
 
 
+def _real(path: Path) -> Path:
+    # `Path.resolve` raises RuntimeError where links go round in a circle.
+    return Path(os.path.realpath(path))
+
+
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
@@ -379,7 +391,7 @@ def put_aside(path: Path, *, saved: bool = False) -> Path:
     One that can still be asked for logins stays, unless these are *saved*: what has them must
     not be forgotten.
     """
-    path = path.resolve()
+    path = _real(path)
     aside = _free_name(path)
     if not saved and _holds_logins(path):
         raise DamagedError(
@@ -413,7 +425,7 @@ def _holds_logins(path: Path) -> bool:
 def what_is_left(path: Path, ask: Callable[[sqlite3.Connection], Value]) -> Value | None:
     """Return what the damaged file *path* answers, None where it does not."""
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{_real(path).as_uri()}?mode=ro", uri=True)
     except sqlite3.Error:
         return None
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
@@ -483,7 +495,10 @@ def _keep_reserve(connection: sqlite3.Connection) -> None:
 
 
 def _make_private(path: Path) -> None:
-    """Create the file, or take it from others: SQLite's own files get its mode. Raises OSError."""
+    """Create the file, or take it from others: SQLite's own files get its mode.
+
+    Raises OSError, also for a folder or a device: others would not find that as it was.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         with contextlib.suppress(FileExistsError):
@@ -491,7 +506,7 @@ def _make_private(path: Path) -> None:
     for suffix in _BESIDE:
         file = Path(f"{path}{suffix}")
         with contextlib.suppress(FileNotFoundError):
-            if os.name == "posix" and file.stat().st_mode & 0o077:
+            if require_file(file).st_mode & 0o077 and os.name == "posix":
                 file.chmod(0o600)
 
 

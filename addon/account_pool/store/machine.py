@@ -13,9 +13,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 
 class Moment(NamedTuple):
@@ -59,8 +61,7 @@ def _up() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class Process(Struct, frozen=True, kw_only=True):
     """A process.
 
     Attributes:
@@ -100,7 +101,7 @@ def is_gone(owner: str) -> bool:
         named = json.loads(owner)
         del named["of"]
         return _is_dead(Process(**named))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False  # of another version
 
 

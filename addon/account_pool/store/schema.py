@@ -205,4 +205,41 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # What one of all proxies does, and not again for a while: who, and when it was taken.
         "CREATE TABLE turns (name TEXT PRIMARY KEY, at REAL NOT NULL)",
     ),
+    (
+        # What each proxy says of itself (core/fleet.py), and when it did: it outlives the row of
+        # `proxies`, so that one that has stopped is missed.
+        """CREATE TABLE proxy_reports (
+            proxy TEXT PRIMARY KEY,
+            about TEXT NOT NULL,
+            seen_at REAL NOT NULL
+        )""",
+    ),
+    (
+        # What was decided (core/decision_history.py): `origin` and `own` identify a decision,
+        # `change` is the number of its last change. The last 1,000 are kept.
+        """CREATE TABLE decisions (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            change INTEGER NOT NULL,
+            origin TEXT NOT NULL,
+            own INTEGER NOT NULL,
+            proxy TEXT NOT NULL,
+            record TEXT NOT NULL,
+            UNIQUE (origin, own)
+        )""",
+        "CREATE INDEX decisions_by_change ON decisions (change)",
+        """CREATE TRIGGER decisions_are_capped AFTER INSERT ON decisions BEGIN
+            DELETE FROM decisions WHERE number <= NEW.number - 1000;
+        END""",
+        # The name of the log, and the number of its last change; one row.
+        "CREATE TABLE decision_log (log TEXT NOT NULL, change INTEGER NOT NULL)",
+        "INSERT INTO decision_log VALUES (lower(hex(randomblob(8))), 0)",
+    ),
+    (
+        # Logins whose newest tokens are in an engine since (store/fleet/moving.py).
+        """CREATE TABLE moved_logins (
+            family TEXT PRIMARY KEY,
+            engine TEXT NOT NULL,
+            at REAL NOT NULL
+        )""",
+    ),
 )

@@ -11,15 +11,19 @@ import json
 import logging
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from account_pool.core import claims
+from msgspec.structs import replace
+
+from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
+from account_pool.store import agreed
+from account_pool.store.agreed import Decision, Held, Login, Result
 from account_pool.store.database import (
     IN_MEMORY,
     Database,
@@ -30,7 +34,14 @@ from account_pool.store.database import (
 )
 from account_pool.store.machine import Clock, is_gone
 from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.store import DamagedError, MovedError, StateStore, Tokens, TokenStore
+from account_pool.store.store import (
+    DamagedError,
+    MovedError,
+    StateStore,
+    StoreError,
+    Tokens,
+    TokenStore,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +73,40 @@ def _lasting(
     return done
 
 
-class SqliteTokens:
+class TokenTables:
+    """What a state database has of logins, with times of its clock. Raises DamagedError."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _read(self, connection: sqlite3.Connection, family: str) -> Held | None:
+        row = connection.execute(f"{_TOKENS} WHERE family = ?", (family,)).fetchone()
+        try:
+            return None if row is None else _tokens_of(row)[1:]
+        except (TypeError, ValueError):
+            raise self._database.damaged() from None
+
+    def _claim(self, connection: sqlite3.Connection, family: str) -> Claim:
+        row = connection.execute(f"{_CLAIMS} WHERE family = ?", (family,)).fetchone()
+        try:
+            return Claim() if row is None else _claim_of(row)[1]
+        except (TypeError, ValueError):
+            raise self._database.damaged() from None
+
+    def _login(self, connection: sqlite3.Connection, family: str) -> Login:
+        return Login(
+            now=self._database.now(),
+            tokens=self._read(connection, family),
+            claim=self._claim(connection, family),
+        )
+
+    def _engine_of(self, connection: sqlite3.Connection, family: str) -> str | None:
+        """Return the engine that has *family* since; None: none has."""
+        row = connection.execute(f"{_MOVED} WHERE family = ?", (family,)).fetchone()
+        return None if row is None else str(row[1])
+
+
+class SqliteTokens(TokenTables):
     """A `TokenStore` in a file that only its owner may read.
 
     Times in the file are of its own clock (`database.py`): setting the wall clock of
@@ -82,15 +126,19 @@ class SqliteTokens:
         """Open *path*. Raises StoreError. The rest is for tests."""
         self._path = path
         self._clock = clock
-        self._database = Database(path, clock=clock)
+        super().__init__(Database(path, clock=clock))
         self._is_gone = is_gone
         self._lock = threading.RLock()
         #: by family, with times of the store's clock: tokens and by which claim; the claim
-        self._tokens: dict[str, tuple[Tokens, int]] = {}
+        self._tokens: dict[str, Held] = {}
         self._claims: dict[str, Claim] = {}
+        #: the engine that has a login since, by family
+        self._moved: dict[str, str] = {}
         self._asides = 0
-        #: until when others may still have to write what they know, by the store's clock
-        self._settles_at = -inf
+        self._said: set[str] = set()
+        #: when the file took the place of another, by the store's clock: others may still have
+        #: to write what they know
+        self._begun_at = -inf
 
     @_lasting
     def load(self, family: str) -> Tokens | None:
@@ -104,65 +152,48 @@ class SqliteTokens:
                     found = known
             if found is None:
                 return None
+            with self._database.reading() as connection:
+                self._note_engine(connection, family)
+            if (engine := self._moved.get(family)) is not None and engine not in self._said:
+                self._said.add(engine)
+                logger.warning("account-pool: %s", moved_to(self._path, engine))
             self._tokens[family] = found
-            return _moved(found[0], -self._database.ahead_of_wall())
+            return found[0].shifted(-self._database.ahead_of_wall())
 
     @_lasting
     def save(
         self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
     ) -> bool:
-        with self._lock, self._writing(family) as connection:
-            known = self._read(connection, family)
-            if replaces is not None and known is not None:
-                stored, stored_fence = known
-                same = stored.refresh == replaces
-                if not claims.may_save(stored_fence, fence, is_same_token=same):
-                    return False
-            kept = _moved(tokens, self._database.ahead_of_wall())
-            _write(connection, family, kept, fence)
-            self._put(connection, family, claims.answered(self._claim(connection, family), fence))
-            self._database.note_time(connection)
-        with self._lock:
-            self._tokens[family] = kept, fence
-        return True
+        def decide(login: Login) -> Decision[bool]:
+            kept = tokens.shifted(self._database.ahead_of_wall())
+            return agreed.save_tokens(login, kept, replaces=replaces, fence=fence)
+
+        return self._decide(family, decide)
 
     @_lasting
     def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
-        with self._lock, self._writing(family) as connection:
-            now = self._database.now()
-            if now < self._settles_at <= now + SETTLE_S:
-                return Taken(self._settles_at - now, False)
-            found = self._claim(connection, family)
-            self._claims[family] = found
-            stored = self._read(connection, family)
-            asked = claims.ask(
-                found,
+        def decide(login: Login) -> Decision[Claim | Taken]:
+            if (engine := self._moved.get(family)) is not None:
+                raise StoreError(moved_to(self._path, engine))
+            return agreed.claim_login(
+                login,
                 owner,
-                stored_fence=0 if stored is None else stored[1],
-                token=token.digest(),
-                now=now,
-                is_gone=found.owner != "" and self._is_gone(found.owner),
+                token=token,
                 is_over=is_over,
+                is_gone=self._is_gone,
+                begun_at=self._begun_at,
+                settle_s=SETTLE_S,
             )
-            if isinstance(asked, Claim):
-                self._put(connection, family, asked)
-            return asked
+
+        return self._decide(family, decide)
 
     @_lasting
     def sending(self, family: str, fence: int, token: Secret) -> bool:
-        with self._lock, self._writing(family) as connection:
-            found = self._claim(connection, family)
-            sent = claims.send(found, fence, token=token.digest(), now=self._database.now())
-            if sent is None:
-                return False
-            self._put(connection, family, sent)
-            return True
+        return self._decide(family, lambda login: agreed.send_token(login, fence, token))
 
     @_lasting
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
-        with self._lock, self._writing(family) as connection:
-            found = self._claim(connection, family)
-            self._put(connection, family, claims.release(found, fence, unknown=unknown))
+        self._decide(family, lambda login: agreed.release_claim(login, fence, unknown=unknown))
 
     @_lasting
     def keep(self) -> None:
@@ -185,6 +216,23 @@ class SqliteTokens:
     def close(self) -> None:
         self._database.close()
 
+    def _decide(self, family: str, decide: Callable[[Login], Decision[Result]]) -> Result:
+        """Return what *decide* makes of a login, once that is written."""
+        with self._lock:
+            with self._writing(family) as connection:
+                self._note_engine(connection, family)
+                found = self._login(connection, family)
+                then = decide(found)
+                if then.tokens is not None:
+                    _write(connection, family, *then.tokens)
+                    self._database.note_time(connection)
+                if then.claim is not None:
+                    _put(connection, family, then.claim)
+            self._claims[family] = then.claim or found.claim
+            if then.tokens is not None:
+                self._tokens[family] = then.tokens
+        return then.result
+
     # -- a file that knows less than we do
 
     @contextlib.contextmanager
@@ -206,14 +254,14 @@ class SqliteTokens:
             self._database = self._opened_anew()
             later = self._database.ahead - before
             for family, (tokens, fence) in self._tokens.items():
-                self._tokens[family] = _moved(tokens, later), fence
+                self._tokens[family] = tokens.shifted(later), fence
             for family, claim in self._claims.items():
                 self._claims[family] = replace(claim, until=claim.until + later)
             families = self._tokens.keys() | self._claims.keys()
             with self._database.writing() as connection:
                 for family in families:
                     self._mend(connection, family)
-            self._settles_at = self._database.now() + SETTLE_S
+            self._begun_at = self._database.now()
             # The other half, which checks every second, logs it for people.
             logger.debug("account-pool: %s (%d logins)", moved, len(self._tokens))
 
@@ -224,6 +272,11 @@ class SqliteTokens:
         claim = self._claims.get(family)
         if claim is not None and self._claim(connection, family).fence < claim.fence:
             _put(connection, family, claim)
+        if family in self._moved:
+            connection.execute(
+                "INSERT OR IGNORE INTO moved_logins VALUES (?, ?, ?)",
+                (family, self._moved[family], self._database.now()),
+            )
 
     def _opened_anew(self) -> Database:
         """Open what has the name of the database now; what is none goes aside."""
@@ -251,31 +304,30 @@ class SqliteTokens:
         claimed = what_is_left(self._path, lambda c: _readable(c, _CLAIMS, _claim_of))
         for family, claim in claimed or ():
             self._claims.setdefault(family, claim)
+        moved = what_is_left(self._path, lambda c: _readable(c, _MOVED, _mark_of))
+        for family, engine in moved or ():
+            self._moved.setdefault(family, engine)
 
-    def _read(self, connection: sqlite3.Connection, family: str) -> tuple[Tokens, int] | None:
-        row = connection.execute(f"{_TOKENS} WHERE family = ?", (family,)).fetchone()
-        try:
-            return None if row is None else _tokens_of(row)[1:]
-        except (TypeError, ValueError):
-            raise self._database.damaged() from None
-
-    def _claim(self, connection: sqlite3.Connection, family: str) -> Claim:
-        row = connection.execute(f"{_CLAIMS} WHERE family = ?", (family,)).fetchone()
-        try:
-            return Claim() if row is None else _claim_of(row)[1]
-        except (TypeError, ValueError):
-            raise self._database.damaged() from None
-
-    def _put(self, connection: sqlite3.Connection, family: str, claim: Claim) -> None:
-        _put(connection, family, claim)
-        self._claims[family] = claim
+    def _note_engine(self, connection: sqlite3.Connection, family: str) -> None:
+        """Note which engine has *family* since, so that it is not refreshed here, if one has."""
+        if (found := self._engine_of(connection, family)) is not None:
+            self._moved[family] = found
 
 
 _TOKENS = (
     "SELECT family, access_token, refresh_token, expires_at, refreshed_at, companions, fence "
     "FROM tokens"
 )
+_MOVED = "SELECT family, engine FROM moved_logins"
 _CLAIMS = "SELECT family, owner, until, fence, sent FROM claims"
+
+
+def moved_to(path: Path, engine: str) -> str:
+    """Return what is said of logins in the file *path* that *engine* has since."""
+    return (
+        f"the newest tokens of logins in {path} are in the state engine {engine}, so they are not "
+        "refreshed here; set pool_state to its URL again, or log in again"
+    )
 
 
 def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
@@ -298,6 +350,30 @@ def _claim_of(row: tuple[Any, ...]) -> tuple[str, Claim]:
         fence=_is(int, fence), owner=_is(str, owner), until=_is(float, until), sent=_is(str, sent)
     )
     return _is(str, family), claim
+
+
+def _mark_of(row: tuple[Any, ...]) -> tuple[str, str]:
+    """Return family and engine of a login that was moved. Raises TypeError for a damaged row."""
+    family, engine = row
+    return _is(str, family), _is(str, engine)
+
+
+def count_logins(path: Path) -> tuple[int, dict[str, int]] | None:
+    """Return how many logins are in the file alone, and how many each engine has since.
+
+    Only reads; None where there is no file, or it cannot be read.
+    """
+
+    def ask(connection: sqlite3.Connection) -> tuple[int, dict[str, int]]:
+        logins = {family for (family,) in connection.execute("SELECT family FROM tokens")}
+        try:
+            moved = dict(connection.execute("SELECT family, engine FROM moved_logins").fetchall())
+        except sqlite3.OperationalError:  # of an older version
+            moved = {}
+        engines = Counter(str(engine) for family, engine in moved.items() if family in logins)
+        return len(logins - moved.keys()), dict(engines)
+
+    return what_is_left(path, ask) if path.is_file() else None
 
 
 def _is(kind: type[Value], value: object) -> Value:
@@ -339,18 +415,6 @@ def _put(connection: sqlite3.Connection, family: str, claim: Claim) -> None:
     )
 
 
-def _moved(tokens: Tokens, seconds: float) -> Tokens:
-    """Return *tokens* with the times of another clock."""
-    if not seconds:
-        return tokens
-    ends, got = tokens.expires_at, tokens.refreshed_at
-    return replace(
-        tokens,
-        expires_at=None if ends is None else round(ends + seconds, 3),
-        refreshed_at=None if got is None else round(got + seconds, 3),
-    )
-
-
 # -- the store as a whole
 
 
@@ -358,6 +422,8 @@ class SqliteStore:
     """A `Store` in one file."""
 
     durable = True
+    kind = "file"
+    server = pool = ""
 
     def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
         """Name *path*; nothing is opened. *clock* is for tests."""
@@ -365,6 +431,7 @@ class SqliteStore:
         self._clock = clock
         self._tokens: SqliteTokens | None = None
         self._number: int | None = None
+        self._counted: dict[AccountKey, int] = {}
 
     def tokens(self) -> TokenStore:
         self._tokens = SqliteTokens(self._path, clock=self._clock)
@@ -376,7 +443,7 @@ class SqliteStore:
             self._tokens.keep()
         # Known also when it cannot be opened.
         self._number = number_of(self._path)
-        opened = SqliteState(self._path, clock=self._clock)
+        opened = SqliteState(self._path, clock=self._clock, counted=self._counted)
         self._number = number_of(self._path)
         return opened
 
@@ -393,6 +460,7 @@ class MemoryStore(SqliteStore):
     """A `Store` for `pool_state=memory:`: gone with the process, the same whenever it is opened."""
 
     durable = False
+    kind = "memory"
 
     def __init__(self) -> None:
         super().__init__(IN_MEMORY)

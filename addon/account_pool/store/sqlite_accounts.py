@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from math import inf
-from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
@@ -69,45 +68,60 @@ def read_accounts(
     }
 
 
-def write_account(
+def write_accounts(
     connection: sqlite3.Connection,
-    account: AccountSnapshot,
+    accounts: Collection[AccountSnapshot],
     write: int,
     wall_now: float,
-    found: AccountSnapshot | None = None,
+    found: Mapping[AccountKey, AccountSnapshot],
 ) -> None:
-    """Write *account*, by the write of this number. *found* is what is there."""
-    name, disabled = str(account.key), account.disabled
-    connection.execute(
-        "INSERT INTO accounts VALUES (:name, :now, :now, :served, :owner, "
-        ":disabled, :disabled_at, :refused, :write, :source, :windows) "
+    """Write *accounts*, by the write of this number. *found* is what is there."""
+    connection.executemany(
+        "INSERT INTO accounts VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) "
         "ON CONFLICT (account) DO UPDATE SET "
-        "last_seen = :now, served = :served, owner = :owner, disabled = :disabled, "
-        "disabled_at = :disabled_at, refused = :refused, write = :write, source = :source, "
-        "windows = :windows",
-        {
-            "name": name,
-            "now": wall_now,
-            "served": account.served,
-            "owner": _quoted(account.owner),
-            "windows": _listed(account.windows.values()),
-            "disabled": disabled and _cause_text(disabled.cause),
-            "disabled_at": disabled and disabled.since,
-            "refused": account.refused,
-            "write": write,
-            "source": account.source,
-        },
+        "last_seen = ?2, served = ?3, owner = ?4, disabled = ?5, disabled_at = ?6, "
+        "refused = ?7, write = ?8, source = ?9, windows = ?10",
+        [
+            (
+                str(account.key),
+                wall_now,
+                account.served,
+                _quoted(account.owner),
+                (disabled := account.disabled) and _cause_text(disabled.cause),
+                disabled and disabled.since,
+                account.refused,
+                write,
+                account.source,
+                _listed(account.windows.values()) if account.windows else "[]",
+            )
+            for account in accounts
+        ],
     )
-    before = found.cooldowns if found else {}
-    after = account.cooldowns
+    for account in accounts:
+        before = found.get(account.key)
+        if account.cooldowns or (before is not None and before.cooldowns):
+            _write_cooldowns(connection, account, before.cooldowns if before else {})
+
+
+def _write_cooldowns(
+    connection: sqlite3.Connection,
+    account: AccountSnapshot,
+    before: Mapping[str | None, Cooldown],
+) -> None:
+    name, after = str(account.key), account.cooldowns
     # An account may cool for a hundred models: what stays as it is, mostly the same object,
     # costs nothing.
     if ended := [
-        (name, _quoted(model))
+        _quoted(model)
         for model, c in before.items()
         if c is not (now := after.get(model)) and c != now
     ]:
-        connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
+        # In one step, which looks at the account's others once.
+        connection.execute(
+            "DELETE FROM cooldowns WHERE account = ? "
+            "AND (model IN (SELECT value FROM json_each(?)) OR (model IS NULL AND ?))",
+            (name, json.dumps(ended), None in ended),
+        )
     if new := [
         (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
         for model, c in after.items()
@@ -134,7 +148,7 @@ def _listed(windows: Iterable[Window]) -> str:
     return f"[{', '.join(map(_window_text, windows))}]"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)  # those of an account that did not change; most come once
 def _window_text(window: Window) -> str:
     reset_at = None if window.reset_at == inf else window.reset_at
     return json.dumps({**window._asdict(), "reset_at": reset_at})
@@ -148,8 +162,9 @@ def _windows(text: str) -> dict[Key, Window]:
     return {(window.name, window.model): window for window in windows}
 
 
-def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
-    value: Mapping[str, Any] = {
+def cause_row(cause: Cause) -> dict[str, object]:
+    """Return *cause* as values of JSON."""
+    return {
         "signal": cause.signal,
         "class": cause.cls,
         "scope": cause.scope,
@@ -157,9 +172,11 @@ def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
         "hinted": cause.hinted,
         "unknown": cause.unknown,
         "money": cause.money,
-        "probed_at": None if probed_at == -inf else probed_at,
     }
-    return json.dumps(value)
+
+
+def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
+    return json.dumps({**cause_row(cause), "probed_at": None if probed_at == -inf else probed_at})
 
 
 def _cause_of(text: str) -> Cause:

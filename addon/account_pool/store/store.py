@@ -8,19 +8,23 @@ network, for several machines, implements `Store` (docs/state.md says how).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
+from account_pool.core.decision_history import LoggedDecision
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
 
 if TYPE_CHECKING:
+    from account_pool.core.fleet import AboutProxy, ProxyRow
     from account_pool.core.notifications import Subject, Verdict
     from account_pool.core.prices import Cost
 
@@ -49,8 +53,15 @@ class UnfitError(StoreError):
     """A value cannot be written, whatever is tried; the rest can."""
 
 
+class KeptError(StoreError):
+    """It cannot be saved now; it is safe where it is, and is saved as soon as that can be done."""
+
+
 class MovedError(StoreError):
-    """The file was taken away while we had it open: open it anew."""
+    """What it held was taken away or is older than what we know: open it anew.
+
+    All that this proxy knows is written then.
+    """
 
 
 # -- the tokens of logins
@@ -59,8 +70,7 @@ class MovedError(StoreError):
 # ones, and the old refresh token is then worth nothing. So the newest are the login.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(Struct, frozen=True, kw_only=True):
     """The tokens of a login at one time. Times are wall clock, seconds since the epoch.
 
     Attributes:
@@ -77,12 +87,23 @@ class Tokens:
     refreshed_at: float | None = None
     companions: Mapping[str, str] = field(default_factory=dict)
 
+    def shifted(self, seconds: float) -> Tokens:
+        """Return them with the times of another clock, which is so many *seconds* ahead."""
+        if not seconds:
+            return self
+        ends, got = self.expires_at, self.refreshed_at
+        return replace(
+            self,
+            expires_at=None if ends is None else round(ends + seconds, 3),
+            refreshed_at=None if got is None else round(got + seconds, 3),
+        )
+
 
 class TokenStore(Protocol):
     """Keeps the newest tokens of each family, for all proxies that share the store.
 
     Its methods block and may be called from any thread. All raise StoreError. Who may
-    refresh is decided in `core/claims.py`, by the store's own clock and in one atomic step.
+    refresh is decided in `agreed.py`, by the store's own clock and in one atomic step.
     """
 
     def load(self, family: str) -> Tokens | None:
@@ -154,8 +175,7 @@ class TableChanges(NamedTuple):
     gone: Mapping[str, float] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class News(Struct, frozen=True, kw_only=True):
     """What other proxies have done since the last query.
 
     Attributes:
@@ -163,6 +183,7 @@ class News:
         lines: rows that are new or changed, by table.
         gone: keys that were removed, by table, with the last use known of them.
         in_flight_remote: requests in flight on all other proxies, by account; None: as before.
+        wrote_at: when the newest of it was written, on the clock of the store; None: unknown.
         proxies: ids of the other proxies (`Process.owner`); None: as before.
     """
 
@@ -172,6 +193,7 @@ class News:
     in_flight_remote: Mapping[AccountKey, int] | None = None
     shares: Mapping[AccountKey, Mapping[str, Share]] | None = None
     proxies: Collection[str] | None = None
+    wrote_at: float | None = None
 
 
 class Numbered(NamedTuple):
@@ -247,11 +269,8 @@ class RequestBucket(NamedTuple):
     first_byte_s: tuple[float, float] | None
 
 
-class RequestStore(Protocol):
-    """Keeps rows about requests that have ended; `StateStore.exchange` adds them.
-
-    All raise StoreError.
-    """
+class RequestAnswers(Protocol):
+    """Answers questions about requests that have ended. All raise StoreError."""
 
     def read(self, query: RequestQuery) -> RequestPage:
         """Return rows about requests, the newest first. From any thread, and beside writes."""
@@ -268,6 +287,20 @@ class RequestStore(Protocol):
         """Return what requests were like in each *step_s* seconds that any began in.
 
         From any thread, and beside writes.
+        """
+        ...
+
+
+class RequestStore(RequestAnswers, Protocol):
+    """Keeps rows about requests that have ended; `StateStore.exchange` adds them.
+
+    All raise StoreError.
+    """
+
+    def known(self, rows: Sequence[RequestRow]) -> RequestAnswers:
+        """Return what answers the same without the store, and is quick.
+
+        From what was read of it before, and those of *rows* that were not. From any thread.
         """
         ...
 
@@ -291,6 +324,39 @@ class RequestStore(Protocol):
 
     def prune(self, kept_s: float, *, wall_now: float) -> bool:
         """Delete rows about requests older than *kept_s*; return whether more are to go."""
+        ...
+
+
+class DecisionPage(NamedTuple):
+    """What has changed in the log of decisions.
+
+    Attributes:
+        log: names the log: another one begins with other numbers.
+        upto: the number of its last change.
+        rows: decisions that are new or changed, with their numbers.
+    """
+
+    log: str
+    upto: int
+    rows: list[tuple[int, LoggedDecision]]
+
+
+class DecisionLog(Protocol):
+    """Keeps the last decisions of all proxies, `core.decisions.KEPT` of them.
+
+    Both methods may be called from any thread, and repeated. Both raise StoreError.
+    """
+
+    def add(self, new: Sequence[LoggedDecision], changed: Sequence[LoggedDecision]) -> str:
+        """Number decisions that are *new* and keep them, and put *changed* ones in their place.
+
+        Return the name of the log. One of *new* that is there already is changed; one of
+        *changed* that is not there any more is left out.
+        """
+        ...
+
+    def read(self, after: int) -> DecisionPage:
+        """Return what has changed after the change *after*; 0: all there is."""
         ...
 
 
@@ -335,6 +401,11 @@ class StateStore(Protocol):
         """What the proxies have told their owner of."""
         ...
 
+    @property
+    def decisions(self) -> DecisionLog:
+        """What the proxies have decided."""
+        ...
+
     def exchange(
         self,
         mine: Iterable[AccountSnapshot],
@@ -346,6 +417,7 @@ class StateStore(Protocol):
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
         requests: Sequence[RequestRow] = (),
+        urgent: bool = False,
     ) -> PoolSnapshot:
         """Merge *mine* with what is stored, store the result and return it.
 
@@ -358,6 +430,7 @@ class StateStore(Protocol):
                 be repeated.
             in_flight: requests of this proxy, for accounts where their number has changed.
             requests: rows about requests that have ended, to be added.
+            urgent: other proxies are to know at once, and not when they look next (`listen`).
 
         `wall_at` of the result is the time of the last write before this one.
         """
@@ -370,22 +443,51 @@ class StateStore(Protocol):
         """
         ...
 
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called, from any thread, when another proxy has written what is urgent.
+
+        Until `close`. A call may be lost, or come for nothing: `changed` tells what there is,
+        and is called once a second anyway. A store that cannot notify does nothing.
+        """
+        ...
+
     def changed(self, *, wall_now: float) -> News:
         """Return what others have done since the last call. Cheap if that is nothing."""
         ...
 
-    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> bool:
+    def beat(
+        self,
+        in_flight: Mapping[AccountKey, int],
+        *,
+        wall_now: float,
+        about: AboutProxy | None = None,
+    ) -> bool:
         """Send a heartbeat with the requests in flight, and forget proxies that stopped theirs.
 
         Call it every BEAT_S seconds. What a proxy had in flight, and its shares, end GRACE_S
         after its last one. Return whether this one counted as running: else it holds no share.
+
+        *about* is what it says of itself; None: as before.
         """
+        ...
+
+    def proxies(self, *, wall_now: float) -> list[ProxyRow]:
+        """Return who is on the store, this one too if it has sent a heartbeat.
+
+        Those that have stopped theirs are in it for `core.fleet.SHOWN_S`; those that were closed
+        are not. A row that cannot be read is one of a proxy of which nothing is known.
+        """
+        ...
+
+    def forget(self, proxies: Collection[str]) -> None:
+        """Forget what the proxies with these ids have said; they do not run any more."""
         ...
 
     def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:
         """Hold of each account what `core.shares.grant` says, and return that.
 
-        One transaction: all that is held of an account is never above its limit.
+        One transaction: all that is held of an account is never above its limit. Where that
+        changes what others may hold, they are notified as of what is urgent.
         """
         ...
 
@@ -418,9 +520,15 @@ class Store(Protocol):
 
     Attributes:
         durable: it is there after the end of the process.
+        kind: what it is, for people: "file", "memory", the name of a server.
+        server: its host and port, for people; "": it is on this machine.
+        pool: the name of the pool there; "": it has none.
     """
 
     durable: bool
+    kind: str
+    server: str
+    pool: str
 
     def tokens(self) -> TokenStore:
         """Open the half that keeps logins. Raises StoreError."""

@@ -12,8 +12,9 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import count
+
+from msgspec import Struct, field
 
 from account_pool.workers.channel import Channel
 
@@ -28,8 +29,7 @@ RETRY_S = 1.0
 SAY_S = 60.0
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Seat:
+class Seat(Struct, kw_only=True, eq=False):
     """What the front knows of a worker.
 
     Attributes:

@@ -150,7 +150,8 @@ class Launcher:
                 pause_s = PAUSE_S
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._over.wait()
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _start(self, number: int) -> Worker:
@@ -293,7 +294,8 @@ class Launcher:
             other.send({"do": "say", "number": number, "what": message["what"]})
         if awaited:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(all_said.wait(), ANSWER_S)
+                async with asyncio.timeout(ANSWER_S):
+                    await all_said.wait()
         del self._asked[number]
         for late in awaited:
             # One that hangs delays one response, not each.
@@ -423,7 +425,7 @@ def launch(
 ) -> int:
     """Run *workers* workers, each by *command*, until the end; return the exit code.
 
-    *on_sighup* is `proxy.terminal.on_sighup`.
+    *on_sighup* is `proxy.process.on_sighup`.
     """
 
     def write(data: bytes) -> None:

@@ -24,7 +24,8 @@ from mitmproxy.version import VERSION
 from packaging.version import Version
 
 from account_pool.proxy import client_handler
-from account_pool.proxy.fast import direct, inline
+from account_pool.proxy.fast.handler import READ_BYTES, EventQueue
+from account_pool.proxy.fast.known import knows_reading
 from account_pool.proxy.fast.steps import Steps
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import NEWEST, needs_asyncio, needs_known
@@ -170,7 +171,7 @@ def reset(writer) -> None:
 
 def test_it_is_known_here() -> None:
     """Where it is not, mitmproxy's own way is taken: correct, but nobody would notice."""
-    assert direct.is_as_known() or Version(VERSION) > NEWEST
+    assert knows_reading() or Version(VERSION) > NEWEST
 
 
 async def test_the_task_of_a_connection_sleeps_on() -> None:
@@ -344,7 +345,7 @@ async def test_nothing_comes_from_what_was_closed() -> None:
         await proxy.over.wait()
     kinds = [type(event) for event in proxy.handler.layer.came]
     assert kinds == [events.Start, events.DataReceived, events.ConnectionClosed]
-    assert len(proxy.handler.layer.came[1].data) == direct.READ_BYTES
+    assert len(proxy.handler.layer.came[1].data) == READ_BYTES
 
 
 @each
@@ -458,17 +459,17 @@ async def test_other_addons_that_look_at_what_comes_go_on_to(monkeypatch) -> Non
         handler = ProxyConnectionHandler(
             tctx.master, None, writer, tctx.options, ProxyMode.parse("regular")
         )
-        queue = inline.EventQueue(handler, None)
+        queue = EventQueue(handler, None)
         with monkeypatch.context() as patch:
             patch.setattr(ConnectionHandler, "handle_connection", watching)
-            assert not direct.is_as_known() and not direct.put_into(queue)
+            assert not knows_reading() and not queue.read_at_once()
         with monkeypatch.context() as patch:
             patch.setattr(asyncio.StreamReader, "feed_data", lambda _reader, _data: None)
-            assert not direct.is_as_known()
+            assert not knows_reading()
         handler.handle_connection = watching
-        assert not direct.put_into(queue)
+        assert not queue.read_at_once()
         del handler.handle_connection
-        assert direct.put_into(queue)
+        assert queue.read_at_once()
 
 
 @pytest.mark.parametrize("where", ["server_event", "read", "data_received"])

@@ -22,9 +22,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy.fast import inline
+from account_pool.proxy.fast.handler import _RUNNING, TURN, HookTable, put_into
 from account_pool.proxy.fast.steps import Steps
-from account_pool.proxy.fast.table import HookTable
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_known
 
@@ -89,7 +88,7 @@ class Client:
         self.table = HookTable(tctx.master.addons)
         if ours:
             assert self.table.install()
-            assert inline.put_into(self.handler, self.table)
+            assert put_into(self.handler, self.table)
 
     async def until(self, name: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -315,7 +314,7 @@ async def test_only_clients_of_the_proxy_itself() -> None:
     with taddons.context() as tctx:
         hooks = HookTable(tctx.master.addons)
         other = Other(tctx.master, None, Writer(), tctx.options, ProxyMode.parse("regular"))
-        assert not inline.put_into(other, hooks)
+        assert not put_into(other, hooks)
         assert "server_event" not in vars(other)
 
 
@@ -441,7 +440,7 @@ async def test_a_long_chain_neither_recurses_nor_keeps_others_waiting() -> None:
             while b"end" not in client.said[-2:]:
                 turns += 1
                 await asyncio.sleep(0)
-    assert turns >= 10_000 // inline.TURN
+    assert turns >= 10_000 // TURN
 
 
 async def test_an_event_that_a_hook_brings_waits_for_its_turn() -> None:
@@ -579,7 +578,7 @@ async def test_nothing_is_left_of_a_client_that_has_gone() -> None:
         del client
         gc.collect()
         assert gone() is None, gc.get_referrers(gone())
-        assert not inline._RUNNING
+        assert not _RUNNING
 
 
 async def test_a_hook_goes_on_when_nobody_knows_of_it() -> None:
@@ -604,7 +603,7 @@ async def test_a_hook_goes_on_when_nobody_knows_of_it() -> None:
         gc.collect()
         waiting[0]().set_result(None)
         async with asyncio.timeout(PATIENCE_S):
-            while not said or inline._RUNNING:
+            while not said or _RUNNING:
                 await asyncio.sleep(0)
 
 

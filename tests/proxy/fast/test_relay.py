@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mitmproxy.proxy.layers.http._http1 import Http1Connection, Http1Server
 
-from account_pool.proxy.fast import relay
+from account_pool.proxy.fast import short
 from account_pool.proxy.flow_view import MAX_COPY_BYTES
 from tests.proxy.fast.known import needs_known
 from tests.proxy.helpers import (
@@ -61,21 +61,21 @@ END = b"0\r\n\r\n"
     ],
 )
 def test_whole_chunks(data: bytes, expected: list[bytes] | None) -> None:
-    assert relay.chunks(data) == expected
+    assert short.chunks(data) == expected
 
 
 @pytest.fixture
 def rigs(rig_of, monkeypatch):
     """Two that are told the same; chunks are read in the first, relayed in the other one."""
     count: list[bytes] = []
-    chunks = relay.chunks
+    chunks = short.chunks
 
     def counted(data: bytes) -> list[bytes] | None:
         found = chunks(data)
         count.append(data) if found else None
         return found
 
-    monkeypatch.setattr(relay, "chunks", counted)
+    monkeypatch.setattr(short, "chunks", counted)
 
     def build(**how: Any):
         off = rig_of(**how)
@@ -220,7 +220,7 @@ def test_http2_is_read(rig_of, monkeypatch, side: str) -> None:
     def unused(data: bytes) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(relay, "chunks", unused)
+    monkeypatch.setattr(short, "chunks", unused)
     rig = rig_of(**{side: True}, fast=frozenset({"relay"}))
     if side == "client2":
         rig.ask()
@@ -258,6 +258,6 @@ def test_what_is_not_as_it_was_is_read(rigs, what: str) -> None:
 
 
 def test_a_mitmproxy_that_is_not_as_known(rig_of, monkeypatch) -> None:
-    assert relay.is_as_known()
+    assert short.knows_chunks()
     monkeypatch.setattr(Http1Server, "send", lambda self, event: iter(()))
-    assert not relay.is_as_known()
+    assert not short.knows_chunks()

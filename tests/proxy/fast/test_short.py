@@ -28,9 +28,9 @@ from mitmproxy.test import taddons, tflow
 from OpenSSL import SSL
 
 from account_pool.config.options import FAST_STEPS
-from account_pool.proxy.fast import inline, openssl, short
+from account_pool.proxy.fast import short, steps
+from account_pool.proxy.fast.handler import HookTable, put_into
 from account_pool.proxy.fast.steps import Steps
-from account_pool.proxy.fast.table import HookTable
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.tunnels import take_tls
 from tests.patience import PATIENCE_S
@@ -160,7 +160,7 @@ class Tunnel:
         self.handler.log = lambda text, *_, **__: self.said.append(("log", text))
         self.handler.open_connection = self._open
         tctx.master.addons.get("proxyserver").connections[self.handler.client.id] = self.handler
-        queue = inline.put_into(self.handler, HookTable(tctx.master.addons))
+        queue = put_into(self.handler, HookTable(tctx.master.addons))
         assert queue is not None
         self.queue = queue
         self.queue.may_shorten = True
@@ -265,7 +265,7 @@ def tunnels(certificate) -> Iterator[tuple[Tunnel, Tunnel]]:
     """Two of them: events of the first take the long way, of the other the short one."""
     with taddons.context(Proxyserver()) as tctx:
         long, quick = Tunnel(tctx, certificate), Tunnel(tctx, certificate)
-        short.begin(quick.http)
+        steps.shorten(quick.http)
         assert quick.queue.way is not None
         yield long, quick
 
@@ -386,7 +386,7 @@ async def test_what_fails_unexpectedly_ends_the_connection(
     for tunnel in tunnels:
         peer, connection = getattr(tunnel, PEERS[who]), getattr(tunnel, who)
         with monkeypatch.context() as patch:
-            patch.setattr(openssl, does, fails)
+            patch.setattr(short, does, fails)
             tunnel.receive(connection, peer.says(b"echo"))
         assert peer.writer.ended
         assert connection.state is ConnectionState.CLOSED
@@ -477,7 +477,7 @@ def test_a_tunnel_that_is_not_as_known(certificate, what: str) -> None:
     with taddons.context(Proxyserver()) as tctx:
         tunnel = Tunnel(tctx, certificate)
         OTHERWISE[what](tunnel)
-        short.begin(tunnel.http)
+        steps.shorten(tunnel.http)
         assert tunnel.queue.way is None
 
 
@@ -485,14 +485,14 @@ def test_a_client_that_mitmproxy_does_not_list(certificate) -> None:
     with taddons.context(Proxyserver()) as tctx:
         tunnel = Tunnel(tctx, certificate)
         tctx.master.addons.get("proxyserver").connections.clear()
-        short.begin(tunnel.http)
+        steps.shorten(tunnel.http)
         assert tunnel.queue.way is None
 
 
 def test_a_mitmproxy_that_is_not_as_known(monkeypatch) -> None:
-    assert short.is_as_known()
+    assert short.knows_layers()
     monkeypatch.setattr(HttpStream, "passthrough", lambda self, event: iter(()))
-    assert not short.is_as_known()
+    assert not short.knows_layers()
 
 
 @needs_asyncio

@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import AddonManager
+from mitmproxy.addons.maplocal import MapLocal
+from mitmproxy.addons.onboarding import Onboarding
 from mitmproxy.addons.script import ScriptLoader
 from mitmproxy.proxy.layers.http import HttpRequestHook
 from mitmproxy.proxy.server_hooks import ClientConnectedHook
-from mitmproxy.test import taddons, tflow
+from mitmproxy.test import taddons, tflow, tutils
 
-from account_pool.proxy.fast import table
-from account_pool.proxy.fast.table import HookTable
+from account_pool.proxy.fast import handler, known
+from account_pool.proxy.fast.handler import _WALK, TABLE_S, HookTable
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_known
 
@@ -141,7 +143,7 @@ def test_the_same_calls_in_the_same_order(tree) -> None:
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(table, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(handler, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -165,7 +167,7 @@ async def test_addons_come_and_go(clock) -> None:
             assert said == expected
             said.clear()
         hooks.uninstall()
-        assert not {*vars(tctx.master.addons)} & {*table._WALK}
+        assert not {*vars(tctx.master.addons)} & {*_WALK}
 
 
 @pytest.mark.parametrize("kind", [Addon, Known])
@@ -182,7 +184,7 @@ async def test_a_hook_that_is_set_late_is_found(clock, kind: type[Addon]) -> Non
         await tctx.master.addons.trigger_event(EVENT)
         assert said == ([] if kind is Known else ["late client"])
         said.clear()
-        clock.now += table.TABLE_S + 0.1
+        clock.now += TABLE_S + 0.1
         await tctx.master.addons.trigger_event(EVENT)
         assert said == ["late client"]
         # Whoever still holds the table is told of every change.
@@ -260,7 +262,7 @@ async def test_another_addon_that_looks_at_each_hook_goes_on_to(caplog) -> None:
         assert not hooks.install()
         del manager.trigger_event
         assert hooks.install() and hooks.is_installed
-        for name in table._WALK:
+        for name in _WALK:
             ours = vars(manager).get(name)
             setattr(manager, name, watching)
             assert not hooks.is_installed
@@ -305,3 +307,85 @@ async def test_what_is_not_known_is_left_alone(monkeypatch) -> None:
         hooks = HookTable(tctx.master.addons)
         assert not hooks.install()
         assert "trigger_event" not in vars(tctx.master.addons)
+
+
+def request_for(host: str, host_header: str | None) -> HttpRequestHook:
+    flow = tflow.tflow(req=tutils.treq(host=host), live=True)
+    flow.request.headers.pop("host", None)
+    if host_header is not None:
+        flow.request.headers["host"] = host_header
+    return HttpRequestHook(flow)
+
+
+async def answered(hooks: HookTable, event: HttpRequestHook) -> bool:
+    """Trigger *event*; say whether mitmproxy's page for clients was served."""
+    await hooks.trigger_event(event)
+    return event.flow.response is not None
+
+
+async def test_a_request_that_no_addon_wants_awaits_nothing() -> None:
+    onboarding, files = Onboarding(), MapLocal()
+    with taddons.context(onboarding, files) as tctx:
+        hooks = HookTable(tctx.master.addons)
+        event = request_for("address", "api.example.com")
+        assert handler.start(hooks.walk(event), event.args()) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "host_header"),
+    [("mitm.it", None), ("198.51.100.1", "mitm.it"), ("address", "mitm.it:80")],
+)
+async def test_the_page_for_clients_is_served(host: str, host_header: str | None) -> None:
+    onboarding = Onboarding()
+    with taddons.context(onboarding) as tctx:
+        hooks = HookTable(tctx.master.addons)
+        assert await answered(hooks, request_for(host, host_header))
+        assert not await answered(hooks, request_for(host, "api.example.com"))
+        tctx.configure(onboarding, onboarding_host="page.example")
+        assert not await answered(hooks, request_for(host, host_header))
+        assert await answered(hooks, request_for(host, "page.example"))
+        tctx.configure(onboarding, onboarding=False)
+        assert not await answered(hooks, request_for(host, "page.example"))
+
+
+async def test_a_file_answers_from_the_request_on_that_follows_its_option(tmp_path) -> None:
+    path, files = tmp_path / "answer", MapLocal()
+    path.write_text("from a file")
+    with taddons.context(files) as tctx:
+        hooks = HookTable(tctx.master.addons)
+        assert not await answered(hooks, request_for("api.example.com", None))
+        tctx.configure(files, map_local=[f"|api.example.com|{path}"])
+        event = request_for("api.example.com", None)
+        assert await answered(hooks, event) and event.flow.response.text == "from a file"
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+async def test_hooks_in_the_place_of_mitmproxys_are_called(where: str, monkeypatch) -> None:
+    said: list[object] = []
+    addons = Onboarding(), MapLocal()
+    for addon in addons:
+        kind = addon if where == "instance" else type(addon)
+        monkeypatch.setattr(kind, "request", lambda *args: said.append(args[-1]))
+    with taddons.context(*addons) as tctx:
+        event = request_for("address", "api.example.com")
+        await HookTable(tctx.master.addons).trigger_event(event)
+        assert said == [event.flow, event.flow]
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+async def test_another_judgement_of_who_gets_the_page_counts(where: str, monkeypatch) -> None:
+    onboarding = Onboarding()
+    kind = onboarding if where == "instance" else Onboarding
+    monkeypatch.setattr(kind, "should_serve", lambda *_args: True)
+    with taddons.context(onboarding) as tctx:
+        hooks = HookTable(tctx.master.addons)
+        assert await answered(hooks, request_for("address", "api.example.com"))
+
+
+def test_what_is_left_out_is_known_here() -> None:
+    """Where it is not, each request is slower, and nobody would notice."""
+    onboarding, files = Onboarding(), MapLocal()
+    assert known.is_onboarding(onboarding, onboarding.request)
+    assert known.is_map_local(files, files.request)
+    assert not known.is_onboarding(onboarding, onboarding.configure)
+    assert not known.is_map_local(files, files.configure)

@@ -66,7 +66,7 @@ function drawAccounts() {
   // Of a few there is room for what was decided below.
   document.body.classList.toggle("few", !none && accounts.length <= 12);
   byId("accounts-section").hidden = none;
-  drawAttention(attentionOf(accounts, pool.summary, pool.health));
+  drawAttention(attentionOf(accounts, pool.summary, pool.health, pool.fleet));
 
   const providers = [...new Set(accounts.map((account) => account.provider))].sort();
   keyed(byId("provider"), ["", ...providers], (name) => name, (name) => element("option", { value: name }), (node, name) =>

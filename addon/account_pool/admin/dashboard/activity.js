@@ -19,7 +19,7 @@ function mergedDecisions() {
       told.get(key).push(Date.parse(row.at));
     }
   }
-  const found = [];
+  const found = [], several = new Set(rows.map((row) => row.proxy)).size > 1;
   for (const row of rows) {
     if (EFFECTS.has(row.kind)) {
       const key = `${row.kind} ${row.account} ${row.covers ?? ""}`;
@@ -28,7 +28,7 @@ function mergedDecisions() {
     const same = [row.kind, row.account, row.to, row.signal, row.covers, row.reason].join("\n");
     const last = found.at(-1);
     if (last && last.same === same && row.kind !== "wait") last.times += 1;
-    else found.push({ row, same, times: 1 });
+    else found.push({ row, same, times: 1, several });
   }
   return found;
 }
@@ -37,7 +37,7 @@ function drawDecisions() {
   const kinds = byId("kind").value.split(" ").filter(Boolean);
   const text = byId("decision-search").value.trim().toLowerCase();
   const found = mergedDecisions().filter(({ row }) => (kinds.length === 0 || kinds.includes(row.kind)) && row.text.toLowerCase().includes(text));
-  keyed(byId("decisions"), found.slice(0, SHOWN), (one) => String(one.row.number), makeDecision, updateDecision);
+  keyed(byId("decisions"), found.slice(0, SHOWN), (one) => one.row.id, makeDecision, updateDecision);
   byId("decisions-box").hidden = found.length === 0;
   byId("decisions-none").hidden = found.length > 0;
   setText(byId("decisions-none"), pool.decisions.size ? "No decision matches." : "No decisions so far: no failover, cooldown, wait or refusal.");
@@ -48,8 +48,8 @@ function makeDecision() {
     element("div", { "data-part": "what" }));
 }
 
-function updateDecision(node, { row, times }) {
-  const value = [row.number, row.ended_at, row.times, row.text, times];
+function updateDecision(node, { row, times, several }) {
+  const value = [row.id, row.ended_at, row.times, row.text, times, several];
   drawn(part(node, "at"), row.at, () => [instant(row.at)]);
   setClass(part(node, "kind"), `kind ${row.kind}`);
   setText(part(node, "kind"), KINDS[row.kind] ?? row.kind);
@@ -62,6 +62,7 @@ function updateDecision(node, { row, times }) {
     const list = evidenceList(row.evidence);
     const why = row.signal && at > 0 ? element("span", { class: "soft" }, row.signal) : null;
     return [
+      several ? element("p", { class: "soft" }, row.proxy) : null,
       element("p", {}, text.replace(" -> ", " → "), again > 1 ? element("b", { class: "times", title: "so many times" }, ` × ${again}`) : null),
       why || over ? element("p", { class: "soft" }, why, why && over ? " · " : "", over) : null,
       list ? element("details", {}, element("summary", {}, plural(Object.keys(row.evidence).length, "header value")), list) : null,

@@ -105,7 +105,7 @@ function drawDrawer() {
   ]);
   const decided = mergedDecisions().filter((one) => one.row.account === account.key || one.row.to === account.key).slice(0, 8);
   part(body, "decided").hidden = decided.length === 0;
-  keyed(part(body, "decisions"), decided, (one) => String(one.row.number), makeDecision, updateDecision);
+  keyed(part(body, "decisions"), decided, (one) => one.row.id, makeDecision, updateDecision);
 }
 
 function facts(list, pairs) {

@@ -8,7 +8,7 @@
 const CHANNEL = "account-pool";
 const POLL_MS = 5000, SILENT_MS = 10000, DEAD_MS = 45000, CLAIM_MS = 2000, GONE_MS = 6000;
 
-const pool = { accounts: new Map(), summary: null, health: null, decisions: new Map() };
+const pool = { accounts: new Map(), summary: null, health: null, fleet: null, decisions: new Map() };
 const live = { state: "connecting", leading: false, id: Math.random().toString(36).slice(2), aliveAt: 0, stop: null };
 let channel = null;
 let drawing = 0;
@@ -16,23 +16,26 @@ let drawing = 0;
 function take(name, said) {
   switch (name) {
     case "health":
-      // A proxy that was started again counts its decisions from one.
+      // A proxy that was started again may have another log of decisions.
       if (pool.health && pool.health.instance !== said.instance) pool.decisions.clear();
       pool.health = said;
       break;
     case "summary": pool.summary = said; break;
+    case "proxies": pool.fleet = said; break;
     case "accounts":
-      if (said.all) pool.accounts.clear();
+      // Everything follows, decisions included: what was withdrawn meanwhile goes.
+      if (said.all) { pool.accounts.clear(); pool.decisions.clear(); }
       for (const key of said.removed) pool.accounts.delete(key);
       for (const account of said.accounts) pool.accounts.set(account.key, account);
       break;
-    case "decision": pool.decisions.set(said.number, said); break;
-    case "decisions": for (const one of said) pool.decisions.set(one.number, one); break;
+    case "decision": pool.decisions.set(said.id, said); break;
+    case "withdrawn": for (const id of said.ids) pool.decisions.delete(id); break;
+    case "decisions": for (const one of said) pool.decisions.set(one.id, one); break;
     case "lost": if (live.leading) catchUp().catch(() => {}); break;
     case "state": live.state = said; break;
     default: return;
   }
-  for (const number of [...pool.decisions.keys()].sort((a, b) => a - b).slice(0, -1000)) pool.decisions.delete(number);
+  for (const { id } of [...pool.decisions.values()].sort((a, b) => a.number - b.number).slice(0, -1000)) pool.decisions.delete(id);
   drawSoon();
 }
 
@@ -90,12 +93,13 @@ async function listen(signal) {
 }
 
 async function poll() {
-  const [health, all, { decisions }] = [
-    await asked("/health"), await asked("/account-pool"), await asked("/decisions?limit=200"),
+  const [health, all, { decisions }, proxies] = [
+    await asked("/health"), await asked("/account-pool"), await asked("/decisions?limit=200"), await asked("/proxies"),
   ];
   const { accounts, ...summary } = all;
   tell("health", health);
   tell("summary", summary);
+  tell("proxies", proxies);
   tell("accounts", { all: true, accounts, removed: [] });
   tell("decisions", decisions);
   tell("state", "polling");

@@ -15,6 +15,7 @@ function draw() {
   setText(byId("live-text"), STATUS[state] ?? state);
   document.body.classList.toggle("stale", state === "lost");
   if (!pool.summary || !pool.health) return;
+  drawFleet();
   drawAccounts();
   drawDecisions();
   drawDrawer();

@@ -59,7 +59,7 @@ function windowsOf({ headroom }) {
 }
 
 // What needs somebody, the worst first: [{key, bad, text, more, accounts}].
-function attentionOf(accounts, summary, health) {
+function attentionOf(accounts, summary, health, fleet) {
   const found = [];
   const add = (bad, key, text, more = "", keys = []) => found.push({ bad, key, text, more, accounts: keys });
   if (health?.stopping) add(true, "stopping", "The proxy is shutting down", "requests in flight finish, new ones are refused");
@@ -67,6 +67,7 @@ function attentionOf(accounts, summary, health) {
   for (const task of health?.failed_tasks ?? []) {
     if (!task.running) add(true, `task ${task.name}`, `A background task has ended: ${task.name}`, `${task.error}; the log has the place`);
   }
+  for (const { bad, key, text, more } of fleetAttention(fleet)) add(bad, key, text, more);
   const standing = new Map(accounts.map((account) => [account.key, standingOf(account)]));
   const byProvider = Map.groupBy ? Map.groupBy(accounts, (one) => one.provider) : grouped(accounts, (one) => one.provider);
   for (const [provider, own] of byProvider) {

@@ -1,29 +1,38 @@
-"""What is known of others: is a function of mitmproxy's the one that a step was written for?
-
-And is a script ours?
-"""
+"""Is a function of mitmproxy's or Python's the one that a step was written for?"""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
+
+from mitmproxy.addonmanager import AddonManager
+from mitmproxy.addons.asgiapp import WSGIApp
+from mitmproxy.addons.maplocal import MapLocal
+from mitmproxy.addons.onboarding import Onboarding
+from mitmproxy.flow import Flow
+from mitmproxy.http import Request
+from mitmproxy.net.http import url
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+from mitmproxy.proxy.server import ConnectionHandler
+
+#: Sources that these stand in for: mitmproxy 11.0.2 to 12.3.1; 11.0.2, and 12.0 to 12.3.1;
+#: 11.0.2 to 12.3.1; Python 3.11, 3.12 and later.
+KNOWN_WALKS = frozenset({"faddf672"})
+KNOWN_HANDLERS = frozenset({"2bf6a723", "661de754"})
+KNOWN_CONNECTIONS = frozenset({"f9faab6a"})
+KNOWN_STREAMS = frozenset({"4c2f10e8", "6364270c"})
+#: Hooks of addons that need not be called for each request: mitmproxy 11.0.2 to 12.3.1.
+KNOWN_ONBOARDING = frozenset({"4cd6202a"})
+KNOWN_MAP_LOCAL = frozenset({"8c3e9484"})
 
 #: What a patch version of Python may word anew.
 _DOCSTRING = re.compile(r'^\s*""".*?"""\n', re.DOTALL | re.MULTILINE)
-#: All that pool.py has of its own, wherever it is.
-_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
-
-
-def is_our_script(addon: object) -> bool:
-    """Say whether *addon* is pool.py, as mitmproxy has loaded it."""
-    if type(addon) is not ModuleType:
-        return False
-    return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
 
 
 @functools.cache
@@ -61,3 +70,73 @@ def _is_bare(function: Callable[..., Any]) -> bool:
         packages.add(str(at.__globals__.get("__name__")).partition(".")[0])
         at = getattr(at, "__wrapped__", None)
     return len(packages) == 1
+
+
+# -- what handlers do
+
+
+def knows_walk() -> bool:
+    """Say whether mitmproxy calls hooks in the way that this does."""
+    manager = AddonManager
+    source = digest(
+        manager.trigger_event, manager.handle_lifecycle, manager.invoke_addon, manager._iter_hooks
+    )
+    return source in KNOWN_WALKS
+
+
+def handler_functions() -> tuple[Callable[..., Any], ...]:
+    """Return what this stands in for, and what it builds on."""
+    return (
+        ConnectionHandler.server_event,
+        ConnectionHandler.hook_task,
+        ProxyConnectionHandler.handle_hook,
+    )
+
+
+def knows_handler() -> bool:
+    """Say whether mitmproxy handles events in the way that this does."""
+    return digest(*handler_functions(), Flow.wait_for_resume) in KNOWN_HANDLERS
+
+
+def knows_reading() -> bool:
+    """Say whether mitmproxy and asyncio read in the way that this does."""
+    return digest(ConnectionHandler.handle_connection) in KNOWN_CONNECTIONS and knows_asyncio()
+
+
+def knows_asyncio() -> bool:
+    """Say whether this Python's asyncio reads in the way that this does."""
+    reader: Any = asyncio.StreamReader
+    functions = reader.read, reader._wait_for_data, reader.feed_data, reader._wakeup_waiter
+    received = asyncio.StreamReaderProtocol.data_received
+    return digest(*functions, received, docs=False) in KNOWN_STREAMS
+
+
+# -- what addons do
+
+
+def is_onboarding(addon: object, function: object) -> bool:
+    """Say whether *function* is the hook that serves mitmproxy's own page to clients.
+
+    It does nothing unless the host of its *addon* is in what names the host of a request.
+    """
+    if type(addon) is not Onboarding or {"request", "should_serve"} & {*vars(addon)}:
+        return False
+    names: Any = Request.host_header, Request.pretty_host
+    source = digest(
+        Onboarding.request,
+        WSGIApp.request,
+        Onboarding.should_serve,
+        *(name.fget for name in names),
+        url.parse_authority,
+    )
+    return function == addon.request and source in KNOWN_ONBOARDING
+
+
+def is_map_local(addon: object, function: object) -> bool:
+    """Say whether *function* is the hook that answers requests from files.
+
+    It does nothing while its *addon* has no `replacements`.
+    """
+    if type(addon) is not MapLocal or "request" in vars(addon):
+        return False
+    return function == addon.request and digest(MapLocal.request) in KNOWN_MAP_LOCAL

@@ -7,45 +7,69 @@ is decrypted and handed to the layer inside here, and what it sends is encrypted
 
 What those in between keep of a command is kept here, too: whose its completion is, and that
 of a connection which is opened. So each event may come either way. The end of a connection
-takes the long way, as does whatever is not as it was when the tunnel was open; and a tunnel
-of which any part is not of a kind known here is never shortened.
+takes the long way, as does whatever is not as it was when the tunnel was open.
+
+OpenSSL is asked without an exception for each read and a copy for each record. pyOpenSSL tells
+by an exception that nothing more is there, which mitmproxy meets twice for all that comes; it
+copies each record (16 KiB) several times, and lets what is to be sent grow in memory until all
+of it is encrypted. Here the same functions of OpenSSL are called on buffers that are used again.
+Whatever is neither data nor a wait for more is left to pyOpenSSL to tell. SSL_write takes one
+record at a time (pyOpenSSL sets SSL_MODE_ENABLE_PARTIAL_WRITE).
+
+Whole chunks of a response that streams are copied through (step `relay`). Each piece of a
+chunked body is taken out of its frame, handed from the server's connection to its stream and
+from there to the client's connection, and put into a frame like the one it came in. Where a
+read has brought whole chunks and nothing else, they go to the client as they are, once the
+stream has taken its copy of what is in them. Anything else is read as ever: a chunk in parts,
+the last one, extensions, and all while the stream waits for something.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import re
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol
 
+from h11._readers import ChunkedReader
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
-from mitmproxy.proxy.layers.http._http1 import Http1Connection, Http1Server
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
-from account_pool.proxy import client_handler, tunnels
-from account_pool.proxy.fast import openssl
-from account_pool.proxy.fast.inline import EventQueue
+from account_pool.proxy.fast.handler import EventQueue
 from account_pool.proxy.fast.known import digest
 
-#: Sources that this stands in for: mitmproxy 11.0.2 to 11.1.3, and 12.0 to 12.3.1.
-KNOWN = frozenset({"54335298", "59ee6c37"})
+#: Sources that the short way stands in for: mitmproxy 11.0.2 to 11.1.3, and 12.0 to 12.3.1.
+KNOWN_LAYERS = frozenset({"54335298", "59ee6c37"})
+#: Sources that copied chunks stand in for: mitmproxy 11.0.2 to 12.3.1, h11 0.14 to 0.16.
+KNOWN_CHUNKS = frozenset({"566fbfd5", "9ea4b8d3", "f696bd3f"})
 
-#: What nobody may have put their own in place of.
-_OWN = (
-    "handle_event", "_handle_event", "_handle_command", "event_to_child", "receive_data",
-    "send_data", "send_close",
-)  # fmt: skip
+
+class Tls(Protocol):
+    """A TLS layer of ours: see `tunnels.EndingTls`."""
+
+    tls: Any
+    is_over: bool
+    tunnel_state: TunnelState
+    _paused: Any
+
+    def end_if_dead(self) -> CommandGenerator[None]: ...
+
+    def end(self) -> CommandGenerator[None]: ...
 
 
 class Short:
     """Stands in for all layers of one client but the HTTP layer *http*."""
 
-    def __init__(
-        self, queue: EventQueue, http: HttpLayer, stream: HttpStream, *ends: tunnels.EndingTls
-    ) -> None:
+    def __init__(self, queue: EventQueue, http: HttpLayer, stream: HttpStream, *ends: Tls) -> None:
         self._queue, self._stream = queue, stream
         self._http: Any = http
         self._server_tls, self._client_tls = ends
@@ -124,13 +148,13 @@ class Short:
         self._decrypt(tunnel, connection, event.data)
         return True
 
-    def _decrypt(self, tunnel: tunnels.EndingTls, connection: Connection, data: bytes) -> None:
+    def _decrypt(self, tunnel: Tls, connection: Connection, data: bytes) -> None:
         """Do as `EndingTls.receive_data`."""
-        plain, error = openssl.read(tunnel.tls, data)
+        plain, error = read(tunnel.tls, data)
         ended = isinstance(error, SSL.ZeroReturnError)
         if error is not None and not ended:
-            self._carry_out(tunnels.error_log(error))
-        if answer := openssl.pending(tunnel.tls):
+            self._carry_out(error_log(error))
+        if answer := pending(tunnel.tls):
             self._queue.carry_out(commands.SendData(connection, answer))
         at: Any = self._http.connections.get(connection)
         server = getattr(at, "child_layer", None)
@@ -145,7 +169,7 @@ class Short:
             self._run(tunnel.end_if_dead())
 
     def _relay(self, server: Any, data: bytes) -> bool:
-        """Send on *data*, which came on *server*, if `fast.relay` does; return whether it did."""
+        """Send on *data*, which came on *server*, if that is whole chunks; return whether."""
         if server.relay is None or self._http.doubts:
             return False
         sent = server.relay(server, data)
@@ -189,10 +213,9 @@ class Short:
             return
         if tunnel.is_over:
             return
-        pieces = (data,) if len(data) <= openssl.WRITE_BYTES else openssl.pieces(data)
         try:
-            for piece in pieces:
-                sent = openssl.write(tunnel.tls, piece)
+            for piece in pieces(data):
+                sent = write(tunnel.tls, piece)
                 if writer is not None and not writer.is_closing():
                     writer.write(sent)
         except SSL.Error:
@@ -203,64 +226,191 @@ def _can_write(connection: Connection) -> bool:
     return bool(connection.state & ConnectionState.CAN_WRITE)
 
 
-def begin(http: HttpLayer) -> None:
-    """Let events of *http*, which starts, take the short way if all around it is as known."""
-    above = http.context.layers[: http.context.layers.index(http)]
-    if len(above) != 5 or any(layer.debug is not None for layer in above):
-        return
-    handler = client_handler.handler_of(http.context.client)
-    queue = getattr(getattr(handler, "server_event", None), "__self__", None)
-    if type(queue) is EventQueue and queue.may_shorten:
-        queue.way = _short(queue, http, above)
+# -- OpenSSL
+
+#: How much is encrypted at once, bytes: what follows of it fits into a buffer.
+WRITE_BYTES = 65536
+_BUFFER_BYTES = 2 * WRITE_BYTES
+_RECORD_BYTES = 16384
+
+_SSL: Any = SSL
+_FUNCTIONS = ("BIO_read", "BIO_write", "SSL_get_error", "SSL_read", "SSL_write")
+_CODES = ("SSL_ERROR_WANT_READ", "SSL_ERROR_ZERO_RETURN")
+_PARTS = ("_from_ssl", "_into_ssl", "_ssl", "_raise_ssl_error")
 
 
-def _short(queue: EventQueue, http: HttpLayer, above: list[Layer]) -> Short | None:
-    top: Any
-    outer: Any
-    stream: Any
-    server_tls: Any
-    client_tls: Any
-    top, outer, stream, server_tls, client_tls = above
-    if not (
-        queue.handler.layer is top
-        and type(top) is modes.HttpProxy
-        and type(outer) is type(http)
-        and isinstance(stream, HttpStream)
-        and type(server_tls) in (tunnels.PoolServerTls, tunnels.OpeningServerTls)
-        and type(client_tls) is tunnels.PoolClientTls
+class _Buffer(threading.local):
+    """Memory for one call; a call lets other threads run."""
+
+    def __init__(self) -> None:
+        self.start: Any = _SSL._ffi.new("char[]", _BUFFER_BYTES)
+        self.bytes: Any = _SSL._ffi.buffer(self.start, _BUFFER_BYTES)
+
+
+def knows_openssl() -> bool:
+    """Say whether pyOpenSSL has OpenSSL's functions where they are looked for here."""
+    lib, ffi = getattr(SSL, "_lib", None), getattr(SSL, "_ffi", None)
+    named = all(hasattr(lib, name) for name in (*_FUNCTIONS, *_CODES))
+    return named and all(hasattr(ffi, name) for name in ("buffer", "from_buffer", "new"))
+
+
+def can_use(tls: object) -> bool:
+    """Say whether *tls* is a connection in memory of pyOpenSSL's, as mitmproxy makes them."""
+    return type(tls) is SSL.Connection and all(
+        getattr(tls, name, None) is not None for name in _PARTS
+    )
+
+
+if knows_openssl():
+    _lib, _from_buffer, _buffer = _SSL._lib, _SSL._ffi.from_buffer, _Buffer()
+    _WANT_READ, _ENDED = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN
+
+
+def read(tls: Any, data: bytes) -> tuple[bytes, SSL.Error | None]:
+    """Return what *data*, which came from the peer, adds to what it says.
+
+    Beside it, what keeps more from coming: None for a mere wait, `SSL.ZeroReturnError` for
+    an end in good order.
+    """
+    if data:
+        lent = _from_buffer(data)
+        if _lib.BIO_write(tls._into_ssl, lent, len(data)) != len(data):
+            raise MemoryError("OpenSSL takes no more")
+    ssl, start = tls._ssl, _buffer.start
+    parts, at = [], 0
+    while (count := _lib.SSL_read(ssl, start + at, _BUFFER_BYTES - at)) > 0:
+        at += count
+        if at > _BUFFER_BYTES - _RECORD_BYTES:
+            parts.append(_buffer.bytes[:at])
+            at = 0
+    error = _lib.SSL_get_error(ssl, count)
+    plain: bytes = _buffer.bytes[:at]
+    if parts:
+        plain = b"".join([*parts, plain])
+    return plain, None if error == _WANT_READ else _error(tls, count)
+
+
+def _error(tls: Any, result: int) -> SSL.Error:
+    try:
+        tls._raise_ssl_error(tls._ssl, result)
+    except SSL.Error as error:
+        return error
+    return SSL.Error()
+
+
+def pending(tls: Any) -> bytes:
+    """Return what OpenSSL has to say to the peer."""
+    count = _lib.BIO_read(tls._from_ssl, _buffer.start, _BUFFER_BYTES)
+    if count <= 0:
+        return b""
+    found: bytes = _buffer.bytes[:count]
+    return found if count < _BUFFER_BYTES else found + pending(tls)
+
+
+def pieces(data: bytes) -> Iterable[bytes | memoryview]:
+    """Return *data* in pieces for `write`."""
+    if len(data) <= WRITE_BYTES:
+        return (data,)
+    view = memoryview(data)
+    return [view[at : at + WRITE_BYTES] for at in range(0, len(data), WRITE_BYTES)]
+
+
+def write(tls: Any, data: bytes | memoryview) -> bytes:
+    """Return *data*, of at most WRITE_BYTES, encrypted.
+
+    As in mitmproxy, what is said to a peer that has ended is lost. Raises SSL.Error.
+    """
+    lent, size, at = _from_buffer(data), len(data), 0
+    ssl = tls._ssl
+    while at < size:
+        count = _lib.SSL_write(ssl, lent + at, size - at)
+        if count <= 0:
+            error = _error(tls, count)
+            if isinstance(error, SSL.ZeroReturnError | SSL.SysCallError):
+                break
+            raise error
+        at += count
+    return pending(tls)
+
+
+def error_log(error: SSL.Error) -> commands.Log:
+    """Return what mitmproxy says of an error of a peer."""
+    return commands.Log(f"TLS Error: {error}", logging.WARNING)
+
+
+# -- chunks
+
+#: The first line of a chunk that is not the last, without extensions, as most write it.
+_SIZE = re.compile(rb"([1-9a-fA-F][0-9a-fA-F]{0,7})\r\n")
+
+
+class Streams(Protocol):
+    """The HTTP layer of a client."""
+
+    context: Context
+    connections: dict[Connection, Any]
+    streams: dict[int, HttpStream]
+
+
+def chunks(data: bytes) -> list[bytes] | None:
+    """Return what is in *data*, if that is whole chunks and nothing else."""
+    found = []
+    at, end = 0, len(data)
+    while at < end:
+        size = _SIZE.match(data, at)
+        if size is None:
+            return None
+        begin = size.end()
+        at = begin + int(size[1], 16)
+        if data[at : at + 2] != b"\r\n":
+            return None
+        found.append(data[begin:at])
+        at += 2
+    return found
+
+
+def relayed(http: Streams, server: Http1Client, data: bytes) -> commands.SendData | None:
+    """Return what sends on *data*, which came on *server*; None where it is to be read."""
+    stream: Any = http.streams.get(server.stream_id or 0)
+    copy = getattr(stream, "copy", None)
+    if copy is None or stream._paused is not None or stream.usage_filter is not None:
+        return None
+    reader: Any = server.body_reader
+    if (
+        server.buf
+        or stream.attempt_id != server.stream_id
+        or not isinstance(reader, ChunkedReader)
+        or reader._bytes_in_chunk
+        or reader._bytes_to_discard
+        or reader._reading_trailer
+        or getattr(server.state, "__func__", None) is not Http1Connection.read_body
     ):
         return None
-    server, client = http.context.server, http.context.client
-    own = outer.connections.get(client)
-    follow = (
-        _after(getattr(top._handle_event, "__self__", None)) is outer
-        and isinstance(own, Http1Server)
-        and own.state == own.passthrough
-        and outer.streams.get(own.stream_id) is stream
-        and stream._handle_event == stream.passthrough
-        and type(stream).passthrough is HttpStream.passthrough
-        and _after(stream.child_layer) is server_tls
-        and server_tls.child_layer is client_tls
-        and _after(client_tls.child_layer) is http
-        and server_tls.conn is server_tls.tunnel_connection is server
-        and client_tls.conn is client_tls.tunnel_connection is client
-        and not server_tls.wait_for_clienthello
-    )
-    replaced = any({*_OWN} & {*vars(layer)} for layer in (outer, server_tls, client_tls))
-    ends = [at for at in (server_tls, client_tls) if at.tls is not None]
-    quick = all(at.is_quick and openssl.can_use(at.tls) for at in ends)
-    if not follow or replaced or not quick:
+    client = http.context.client
+    ours = http.connections[client]
+    if (
+        getattr(type(ours), "send", None) is not Http1Server.send
+        or ours.stream_id != stream.stream_id
+        or ours.response is not stream.flow.response
+        # HTTP/1 looks at them for each piece; nobody has changed them since it began.
+        or copy.framed_by is not ours.response.headers.fields
+    ):
         return None
-    return Short(queue, http, stream, server_tls, client_tls)
+    pieces = chunks(data)
+    if not pieces:
+        return None
+    stream.heard = True
+    for piece in pieces:
+        copy.add(piece)
+    return commands.SendData(client, data)
 
 
-def _after(layer: object) -> Any:
-    return layer.layer if type(layer) is NextLayer else None
+# -- what is known
 
 
-def is_as_known() -> bool:
+def knows_layers() -> bool:
     """Say whether the layers of mitmproxy hand on what this leaves them out of."""
-    return _source() in KNOWN and openssl.is_as_known()
+    return _source() in KNOWN_LAYERS and knows_openssl()
 
 
 def _source() -> str:
@@ -285,3 +435,9 @@ def _source() -> str:
         ServerTLSLayer.event_to_child,
         ClientTLSLayer.start_handshake,
     )
+
+
+def knows_chunks() -> bool:
+    """Say whether chunks are read and written in the way that this leaves out."""
+    source = digest(ChunkedReader.__call__, Http1Connection.read_body, Http1Server.send)
+    return source in KNOWN_CHUNKS

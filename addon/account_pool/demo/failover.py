@@ -1,0 +1,375 @@
+"""`account-pool demo`: a failover of three accounts of one provider, shown as it happens.
+
+On a terminal in colour; into a file or a pipe plain text, one fact per line. Every secret below
+is an obvious fake. They never leave this machine, and the demo uses the real machinery to prove
+that the client never sees one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import ssl
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from account_pool.config.accounts_file import command
+from account_pool.config.replace import CannotEdit, make_private, write_beside
+from account_pool.demo import replies
+from account_pool.demo.certificates import make_certificate
+from account_pool.demo.exchange import Exchange, Reply, Request, Script
+from account_pool.demo.mitmdump import (
+    POOL_READY,
+    START_TIMEOUT_S,
+    Mitmdump,
+    MitmdumpFailed,
+    addon_script,
+)
+from account_pool.demo.provider import Provider
+from account_pool.home import expanded
+
+#: What the client sends: no account of the pool, so the provider would turn it away.
+CLIENT_TOKEN = "sk-fake-client-000"  # noqa: S105
+TOKENS = {
+    "work": "sk-fake-work-000",
+    "old": "sk-fake-old-000",
+    "spare": "sk-fake-spare-000",
+}
+LABELS = {token: label for label, token in TOKENS.items()}
+
+#: Seconds between two words: slow enough to see that they stream.
+WORD_PAUSE_S = 0.06
+RATE_LIMIT_S = 38
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request of the client, and the only answer it should ever see."""
+
+    text: str
+    answer: str
+
+    @property
+    def words(self) -> list[str]:
+        first, *rest = self.answer.split(" ")
+        return [first, *(f" {word}" for word in rest)]
+
+
+QUESTIONS = (
+    Question(
+        "What happens when my account hits its limit?",
+        "The proxy reads the refusal, puts that account on cooldown for as long as it names, "
+        "and replays your request on another account. You only see this answer.",
+    ),
+    Question(
+        "And the next request?",
+        "It goes straight to an account that can serve; the other two are skipped.",
+    ),
+    Question(
+        "Does it still stream?",
+        "Word by word, as the provider sends it. Nothing is held back once it has begun.",
+    ),
+)
+
+
+def script() -> Script:
+    """Return what the provider says: one account limited, one out of money, one fine."""
+    refusals = replies.by_credential(
+        {
+            TOKENS["work"]: replies.rate_limited(RATE_LIMIT_S),
+            TOKENS["old"]: replies.insufficient_quota(),
+        }
+    )
+
+    def answer(request: Request) -> Reply:
+        if request.credential != TOKENS["spare"]:
+            return refusals(request)
+        asked = request.json()["messages"][-1]["content"]
+        question = next(question for question in QUESTIONS if question.text == asked)
+        return replies.chat_stream(question.words, WORD_PAUSE_S)
+
+    return answer
+
+
+def accounts_yaml(port: int) -> str:
+    """Return the accounts file of the demo, for a provider at localhost:*port*."""
+    accounts = "".join(
+        f"  - {{provider: openai, label: {label}, token: {token}}}\n"
+        for label, token in TOKENS.items()
+    )
+    hosts = f"providers:\n  openai: {{hosts: ['localhost:{port}']}}\n"
+    return f"accounts:\n{accounts}{hosts}"
+
+
+#: What mitmdump puts before each line.
+_TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
+#: The pool's own line about an attempt that was refused, e.g. "openai/work: 429
+#: rate_limit, on cooldown for 38 s (gpt-5-nano) -> openai/old (429 code=...)".
+_REFUSED = re.compile(
+    r"openai/(?P<label>[\w-]+): (?P<cause>.+), "
+    r"on cooldown for (?P<time>[\w ]+?)(?: \(.+?\))? -> "
+)
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
+
+
+class Transcript:
+    """Prints the demo. Knows what it has shown, decides nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            # A file or a pipe has no 80 columns.
+            self._console.width = 1000
+        self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._resting: dict[str, str] = {}
+        self._streaming = False
+        self._held: list[str] = []
+
+    def opening(self, provider_url: str, proxy_url: str, script: str) -> None:
+        self._print("One provider, three accounts: work is rate limited, old is out of quota,")
+        self._print("spare is fine. The client holds none of their keys.\n")
+        self._print(f"  provider  {provider_url} (scripted, stands in for OpenAI)", "dim")
+        self._print(f"  proxy     {proxy_url} (mitmdump -s {script})", "dim")
+
+    def question(self, number: int, question: Question) -> None:
+        self._print(f'\n{number}. POST /v1/chat/completions  "{question.text}"', "bold")
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Show what the provider answered to an account, the moment it does."""
+        label = LABELS.get(exchange.request.credential)
+        reply = exchange.reply
+        if label is None or reply is None:
+            self._print("   the provider was asked with an unknown credential", "red")
+            return
+        self._asked[label] += 1
+        if reply.status < 400:
+            self._print(f"   openai/{label:6} {reply.status}", "green")
+            return
+        self._refused[label] += 1
+        code = json.loads(reply.body)["error"]["code"]
+        self._print(f"   openai/{label:6} {reply.status} {code}", "yellow")
+
+    def log_line(self, line: str) -> None:
+        """Show what mitmdump says, if the pool said it; never in the middle of an answer."""
+        line = _TIME.sub("", line)
+        refused = _REFUSED.match(line)
+        if refused is None:
+            return
+        until = _until(refused["time"])
+        self._resting[refused["label"]] = f"on cooldown until {until}: {refused['cause']}"
+        line += f", until {until}"
+        if self._streaming:
+            self._held.append(line)
+        else:
+            self._print(f"     pool: {line}", "cyan")
+
+    def word(self, word: str) -> None:
+        """Show the next piece of the answer as it arrives at the client."""
+        if not self._streaming:
+            self._console.print("   > ", end="")
+        self._streaming = True
+        self._console.print(Text(word), end="")
+
+    def answered(self, status: int, chunks: int) -> None:
+        self._console.print()
+        self._streaming = False
+        lines, self._held = self._held, []
+        for line in lines:
+            self._print(f"     pool: {line}", "cyan")
+        self._print(f"   the client saw: {status}, streamed in {chunks} chunks", "dim")
+
+    def closing(self) -> None:
+        table = Table("account", "asked", "refused", "now", box=None, padding=(0, 2, 0, 0))
+        for label, asked in self._asked.items():
+            now = self._resting.get(label, "on cooldown" if self._refused[label] else "available")
+            table.add_row(f"openai/{label}", str(asked), str(self._refused[label]), now)
+        self._console.print()
+        self._console.print(table, soft_wrap=False)
+        self._print(
+            f"\nWith accounts of your own: add one with `{command()} add openai work` or "
+            f"`{command()} login --from claude` (or codex, gemini, copilot, gh), then start your "
+            f"tool with `{command()} run -- TOOL`, or a proxy with `{command()} serve`."
+        )
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style))
+
+
+def _until(time: str) -> str:
+    """Return the time of day *time* from now, which is spelt like "1 h 5 min"."""
+    words = time.split()
+    parts = {_UNITS[unit]: int(n) for n, unit in zip(words[::2], words[1::2], strict=True)}
+    until = datetime.now().astimezone() + timedelta(**parts)
+    return f"{until:%H:%M:%S}" if "seconds" in parts else f"about {until:%H:%M}"
+
+
+# -- run: a scripted provider, a real mitmdump, a client; then all is cleaned up
+#
+# Everything lives in one temporary folder and one child process, and both are gone afterwards,
+# whether it went well, failed, or was interrupted.
+
+#: Far more than it needs; the demo must end by itself even where nothing works.
+TIMEOUT_S = START_TIMEOUT_S + 120
+
+#: What the proxy printed when it did not start.
+LOG = "~/.mitmproxy/account-pool-demo.log"
+
+
+class DemoFailed(Exception):
+    """The client saw something else than the good answer."""
+
+
+def run_demo() -> int:
+    """Run the demo. Returns 0, or 1 after one line on stderr, or 128 + signal."""
+    try:
+        asyncio.run(_run())
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except asyncio.CancelledError:
+        return _fail("terminated", 128 + signal.SIGTERM)
+    except TimeoutError:
+        return _fail(f"did not end within {TIMEOUT_S:g} s")
+    except (DemoFailed, MitmdumpFailed, OSError, httpx.HTTPError) as error:
+        return _fail(str(error) or type(error).__name__)
+    return 0
+
+
+def _fail(why: str, code: int = 1) -> int:
+    print(f"account-pool demo: {why}", file=sys.stderr)
+    return code
+
+
+async def _run() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    # So that a SIGTERM runs the same cleaning up as a Ctrl-C. Windows has none.
+    with suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with tempfile.TemporaryDirectory(prefix="account-pool-demo-") as folder:
+        async with asyncio.timeout(TIMEOUT_S):
+            await _run_in(Path(folder))
+
+
+async def _run_in(folder: Path) -> None:
+    transcript = Transcript()
+    certificate = make_certificate(folder)
+    async with Provider(script(), certificate) as provider:
+        accounts = folder / "accounts.yaml"
+        accounts.touch(mode=0o600)
+        accounts.write_text(accounts_yaml(provider.port), encoding="utf-8")
+        options = {
+            "confdir": folder / "mitmproxy",
+            "flow_detail": 0,
+            "pool_accounts": accounts,
+            "pool_state": "memory:",
+            "ssl_verify_upstream_trusted_ca": certificate.authority,
+        }
+        sets = [arg for name, value in options.items() for arg in ("--set", f"{name}={value}")]
+        addon = str(addon_script())
+        mitmdump = Mitmdump(
+            "-s", addon, *sets, folder=folder, ready=POOL_READY, on_line=transcript.log_line
+        )
+        async with _kept_on_failure(mitmdump), mitmdump as proxy:
+            transcript.opening(provider.url, proxy.url, addon)
+            provider.journal.on_reply = transcript.exchange
+            authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
+            async with _client(proxy.url, authority) as client:
+                for number, question in enumerate(QUESTIONS, 1):
+                    transcript.question(number, question)
+                    await _ask(client, provider.url, question, transcript)
+            _check_journal(provider)
+            transcript.closing()
+
+
+@asynccontextmanager
+async def _kept_on_failure(mitmdump: Mitmdump) -> AsyncIterator[None]:
+    """Keep what *mitmdump* printed where it failed, and say where."""
+    try:
+        yield
+    except MitmdumpFailed as error:
+        where = _write_log(mitmdump.output)
+        raise MitmdumpFailed(f"{error}{where and f'; its log is {where}'}") from None
+
+
+def _write_log(text: str) -> str:
+    """Write *text* beside the logs of `run`; return where, "" where that is not possible."""
+    path = expanded(LOG)
+    try:
+        make_private(path.parent)
+        write_beside(path, f"{text}\n", 0o600).replace(path)
+    except (OSError, CannotEdit):
+        return ""
+    return LOG
+
+
+def _client(proxy_url: str, authority: Path) -> httpx.AsyncClient:
+    tls = ssl.create_default_context(cafile=str(authority))
+    # By transport: the spelling of a client's proxy argument changed between httpx versions.
+    transport = httpx.AsyncHTTPTransport(proxy=httpx.Proxy(proxy_url), verify=tls)
+    return httpx.AsyncClient(transport=transport, timeout=TIMEOUT_S)
+
+
+async def _ask(
+    client: httpx.AsyncClient,
+    provider_url: str,
+    question: Question,
+    transcript: Transcript,
+) -> None:
+    """Send *question* as a client would and show its answer as it comes."""
+    request = client.build_request(
+        "POST",
+        f"{provider_url}/v1/chat/completions",
+        headers={"authorization": f"Bearer {CLIENT_TOKEN}"},
+        json={
+            "model": "gpt-5-nano",
+            "stream": True,
+            "messages": [{"role": "user", "content": question.text}],
+        },
+    )
+    response = await client.send(request, stream=True)
+    words = []
+    try:
+        if response.status_code != 200:
+            body = (await response.aread()).decode(errors="replace")
+            raise DemoFailed(f"the client saw {response.status_code}: {' '.join(body.split())}")
+        async for word in _words(response):
+            words.append(word)
+            transcript.word(word)
+    finally:
+        await response.aclose()
+    if "".join(words) != question.answer:
+        raise DemoFailed(f"the answer was damaged: {''.join(words)!r}")
+    transcript.answered(response.status_code, len(words))
+
+
+async def _words(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield the text of a chat stream, piece by piece."""
+    async for line in response.aiter_lines():
+        data = line.removeprefix("data: ")
+        if data in (line, "[DONE]"):
+            continue
+        for choice in json.loads(data)["choices"]:
+            if text := choice["delta"].get("content"):
+                yield text
+
+
+def _check_journal(provider: Provider) -> None:
+    """Raise DemoFailed unless the provider saw the accounts of the pool and only those."""
+    seen = set(provider.journal.credentials)
+    if CLIENT_TOKEN in seen or not seen <= set(LABELS):
+        raise DemoFailed("the provider saw a credential that is not in the pool")
+    if provider.journal.errors:
+        raise DemoFailed(f"the scripted provider failed: {provider.journal.errors[0]!r}")

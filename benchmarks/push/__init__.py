@@ -1,0 +1,1 @@
+"""How soon all proxies of a fleet know what one has learnt: real processes on a real engine."""
