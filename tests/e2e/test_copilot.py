@@ -130,7 +130,9 @@ async def test_a_client_that_sends_the_github_token_itself_gets_the_accounts(wor
     async with proxy.client() as http:
         answer = await http.post(f"{HOST}/chat/completions", headers=headers, json=CHAT)
     assert (answer.status_code, answer.content) == (200, GOOD.body)
-    assert journal.requests[-1].credential == secret("first")
+    # The second account's exchange may be the last that is asked for.
+    chats = [r for r in journal.requests if r.path == "/chat/completions"]
+    assert [r.credential for r in chats] == [secret("first")]
 
 
 async def test_the_cli_with_a_placeholder_login_is_told_who_the_account_is(world):
@@ -142,8 +144,8 @@ async def test_the_cli_with_a_placeholder_login_is_told_who_the_account_is(world
     async with proxy.client() as http:
         answer = await http.get(USER, headers={"authorization": f"Bearer gho_{CLIENT}"})
     assert (answer.status_code, answer.content) == (200, user.body)
-    asked = journal.requests[-1]
-    assert (asked.host, asked.path) == ("api.github.com", "/copilot_internal/user")
+    (asked,) = (r for r in journal.requests if r.path == "/copilot_internal/user")
+    assert asked.host == "api.github.com"
     assert asked.header("authorization") == f"Bearer {secret('first')}"
 
 
