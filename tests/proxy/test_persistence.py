@@ -252,6 +252,34 @@ async def test_an_account_that_was_removed_is_as_it_was_when_it_comes_back(begin
     assert cools(begin()[0]) == 600
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["", "away"])
+@pytest.mark.parametrize("is_written", [False, True], ids=["at once", "later"])
+async def test_what_an_account_learnt_just_before_it_was_removed_is_known_of_it(
+    begin: Begin, is_away: bool, is_written: bool
+) -> None:
+    """It came back disabled where it had been enabled a moment before its removal."""
+    service, kept = begin()
+    accounts = service.pool.accounts
+    service.pool.health.mark_failure(ONE, FORBIDDEN, now=service.now())
+    await kept._round()
+    accounts.enable(ONE, now=service.now(), by=By.HAND)
+    limit(service)
+    account = accounts.remove(ONE, now=service.now())
+    if is_away:
+        there, kept.access.store = kept.access.store, Picky(None, lambda *_: True, StoreError())
+        kept._begin_write()
+        with pytest.raises(StoreError):
+            kept._finish_write()
+        kept.access.store = there
+    if is_written:
+        await kept._round()
+    accounts.add(account, now=service.now())
+    await kept._round()
+    for one in (service, begin()[0]):
+        assert one.pool.accounts.get(ONE).disabled is None
+        assert cools(one) == 600
+
+
 async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) -> None:
     service, kept = begin()
     limit(service)

@@ -64,6 +64,7 @@ class Accounts:
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
+        on_leaving: called with the state of an account that is about to be removed.
         on_removal: called with a provider: some may wait in vain from now on.
         on_urgent: called when what must not be lost was learnt: it would be refused again.
         on_short: called when a greater share may be had: at each request, while all is busy.
@@ -83,6 +84,7 @@ class Accounts:
         self.starved: set[AccountKey] = set()
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None
+        self.on_leaving: Callable[[AccountState], None] = lambda _state: None
         self.on_removal: Callable[[str], None] = lambda _provider: None
         self.on_urgent: Callable[[], None] = lambda: None
         self.on_short: Callable[[], None] = lambda: None
@@ -162,6 +164,7 @@ class Accounts:
     def remove(self, key: AccountKey, *, now: float) -> Account:
         """Take *key* out. Its open leases end normally. Raises UnknownAccount."""
         state = self.get(key)
+        self.on_leaving(state)
         members = self.members[key.provider]
         members.unplace(state)
         members.failures.bare.discard(key)

@@ -23,6 +23,7 @@ from account_pool.core.instruments import Ended
 from account_pool.core.request_rows import row_of
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
+from account_pool.core.state import AccountState
 from account_pool.core.usage import Counted, CountKey, add_to
 from account_pool.proxy.service import Service
 from account_pool.proxy.store_access import StoreAccess, StoreClock
@@ -181,6 +182,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     Attributes:
         wall_at: when it was taken, on the clock of the store.
         number: identifies its counts, so that they are added once.
+        left: what accounts that were removed had learnt until then; written before all others:
+            else whoever adds one again would get what was known of it before.
         gone: accounts that were removed, or removed and added again; written before `accounts`,
             which the store must not merge with what it knew of them.
         accounts: accounts as they are.
@@ -194,6 +197,7 @@ class Batch(Struct, frozen=True, kw_only=True):
 
     wall_at: float
     number: Numbered | None
+    left: Sequence[AccountSnapshot]
     gone: Sequence[AccountKey]
     accounts: Sequence[AccountSnapshot]
     in_flight: Sequence[tuple[AccountKey, int]]
@@ -280,6 +284,8 @@ class Batch(Struct, frozen=True, kw_only=True):
             gone.setdefault(table, {})[key] = used_at
         for name, count_key, amounts in self.counts:
             counts.setdefault(name, {})[count_key] = dict(amounts)
+        if self.left:
+            store.exchange(self.left, wall_now=self.wall_at)
         return store.exchange(
             self.accounts,
             self.gone,
@@ -296,6 +302,7 @@ class Batch(Struct, frozen=True, kw_only=True):
 #: The kinds of rows of a batch, in the order in which they are written, and what they are
 #: called; "": by their table.
 _KINDS = {
+    "left": "an account",
     "gone": "an account",
     "accounts": "an account",
     "in_flight": "requests in flight",
@@ -338,6 +345,9 @@ class PendingWrites:
         self._pushing = False
         #: accounts by the position they had; one that came back has another
         self._positions: dict[AccountKey, int] = {}
+        #: accounts that were removed before all that they had learnt was taken
+        self._left: dict[AccountKey, AccountSnapshot] = {}
+        self._accounts.on_leaving = self._note_left
         self._number = Numbered(uuid4().hex, 0)
         #: counts that were taken, and may or may not be in the store
         self._counts: Counts | None = None
@@ -398,10 +408,12 @@ class PendingWrites:
         if not (dirty or changes or counts):
             return None
         accounts.dirty.clear()
+        left, self._left = self._left, {}
         wall = self._clock.wall()
         return Batch(
             wall_at=wall,
             number=counts.number if counts else None,
+            left=list(left.values()),
             gone=self._gone(dirty),
             accounts=snapshot.take(
                 accounts, dirty, wall_now=wall, ahead=self._clock.ahead
@@ -445,6 +457,7 @@ class PendingWrites:
         self._accounts.dirty.update(batch.gone, (account.key for account in batch.accounts))
         for table in self.tables.values():
             table.put_back()
+        self._left |= {account.key: account for account in batch.left}
         for key in batch.gone:
             self._positions.pop(key, None)
         self._forget_pins(replaced)
@@ -502,6 +515,12 @@ class PendingWrites:
         tables = {name: rows for name, rows in found.items() if rows}
         if tables and self.push is not None:
             self.push(tables)
+
+    def _note_left(self, state: AccountState) -> None:
+        key, accounts = state.key, self._accounts
+        if key in accounts.dirty and self._positions.get(key) == state.position:
+            owner = accounts.owners.of(key)
+            self._left[key] = snapshot.of_state(state, owner, self._clock.ahead)
 
     def _gone(self, dirty: Iterable[AccountKey]) -> list[AccountKey]:
         """Return which of *dirty* are no longer here, or not the same that were written."""
