@@ -107,7 +107,7 @@ class FakeProxy:
         self.store: StateStore | None = MemoryStore().state()
         self.server: AdminServer = admin_exchange.open_admin_server(
             self.service,
-            Secret(TOKEN),
+            TokenGuard(Secret(TOKEN)),
             make_actions=self.actions,
             counted=self._counted,
             ask_store=self._ask_store,

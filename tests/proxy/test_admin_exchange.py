@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
 import pytest
 from mitmproxy.connection import Server
 from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
+from account_pool import supervision
 from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
-from account_pool.proxy.admin_exchange import is_for_us, refuse_connection
+from account_pool.core.credential import Secret
+from account_pool.proxy import admin_exchange
+from account_pool.proxy.admin_exchange import guard_of, is_for_us, refuse_connection
 from account_pool.proxy.events import Chunks
 from account_pool.proxy.pooled_request import of_request
+from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
 OWN = "127.0.0.1:8080"
@@ -296,3 +306,44 @@ def test_the_client_leaves_a_stream(streaming):
     assert pause.woken.is_set()
     rig.complete("pool_pause")
     assert b"one" not in rig.received
+
+
+# -- the admin token
+
+
+def test_a_token_on_a_disk_that_hangs_stops_no_start_and_counts_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    goes_on, real = threading.Event(), admin_exchange.admin_token
+    readings: list[Future[None]] = []
+
+    def hang(path: Path) -> Secret:
+        assert goes_on.wait(PATIENCE_S)
+        return real(path)
+
+    def begun(reading: Callable[[], None]) -> Future[None]:
+        readings.append(supervision.begun(reading))
+        return readings[-1]
+
+    monkeypatch.setattr(admin_exchange, "admin_token", hang)
+    monkeypatch.setattr(admin_exchange, "begun", begun)
+    monkeypatch.setattr(admin_exchange, "TOKEN_S", 0.01)
+    path = tmp_path / "token"
+    guard = guard_of(path)
+    assert f"the admin token {path} does not answer" in caplog.text
+    at_first = guard.token.reveal()
+    goes_on.set()
+    readings[0].result(PATIENCE_S)
+    assert guard.token.reveal() == path.read_text().strip() != at_first
+
+
+def test_without_a_file_for_the_token_it_is_a_random_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "folder"
+    path.mkdir()
+    guard = guard_of(path)
+    assert "it is a directory" in caplog.text and "the REST API is read-only" in caplog.text
+    assert len(guard.token.reveal()) > 32

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from account_pool.core.credential import Secret
 from account_pool.proxy import store_access
-from account_pool.proxy.store_access import StoreAccess, StoreClock
-from account_pool.store.sqlite import SqliteStore
-from account_pool.store.store import FullError, MovedError, StoreError
+from account_pool.proxy.store_access import LateTokens, StoreAccess, StoreClock, open_tokens
+from account_pool.store.sqlite import SqliteStore, SqliteTokens
+from account_pool.store.store import FullError, MovedError, StoreError, Tokens, TokenStore
+from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock
 
 
@@ -180,3 +185,74 @@ def test_deadlines_stay_where_they_are_when_a_store_is_opened_anew(clock: FakeCl
     store.now = lambda: clock.now() + 7000.0
     of_store.follow(store)
     assert of_store.ahead == 7000.0, "of another machine"
+
+
+# -- the half that keeps logins
+
+
+class SlowStore(SqliteStore):
+    """Is on a disk that does not answer until `goes_on` is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.goes_on = threading.Event()
+        self.problem: StoreError | None = None
+
+    def tokens(self) -> TokenStore:
+        assert self.goes_on.wait(PATIENCE_S)
+        if self.problem is not None:
+            raise self.problem
+        return super().tokens()
+
+
+def test_logins_on_a_disk_that_hangs_keep_nobody_and_are_used_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_access, "OPEN_S", 0.01)
+    slow = SlowStore(tmp_path / "state.sqlite")
+    late = open_tokens(slow)
+    assert "the state database takes too long to open; check the disk" in caplog.text
+    late.keep()  # as at the end of the proxy
+    late.close()
+    calls: list[Callable[[], object]] = [
+        lambda: late.load("login"),
+        lambda: late.claim("login", "me", token=Secret("rt-fake"), is_over=True),
+        lambda: late.save("login", Tokens(access=None, refresh=Secret("rt-fake"))),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match="takes too long to open"):
+            call()
+    monkeypatch.setattr(store_access, "OPEN_S", PATIENCE_S)
+    slow.goes_on.set()
+    claim = late.claim("login", "me", token=Secret("rt-fake"), is_over=True)
+    assert late.sending("login", claim.fence, Secret("rt-fake"))
+    newest = Tokens(access=Secret("fake-access"), refresh=Secret("rt-fake-2"))
+    assert late.save("login", newest, replaces=Secret("rt-fake"), fence=claim.fence)
+    late.release("login", claim.fence)
+    late.keep()
+    found = late.load("login")
+    assert found is not None and found.refresh == newest.refresh
+    late.close()
+
+
+def test_what_is_wrong_with_logins_is_said_each_time_until_it_is_mended(tmp_path: Path) -> None:
+    slow = SlowStore(tmp_path / "state.sqlite")
+    slow.problem = StoreError("the state database cannot be opened")
+    slow.goes_on.set()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        open_tokens(slow)
+    late = LateTokens(slow)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be opened"):
+            late.load("login")
+    slow.problem = None
+    # One more that was begun before may still say so.
+    with contextlib.suppress(StoreError):
+        late.load("login")
+    assert late.load("login") is None
+
+
+def test_logins_that_are_there_at_once_are_used_as_they_are(tmp_path: Path) -> None:
+    tokens = open_tokens(SqliteStore(tmp_path / "state.sqlite"))
+    assert isinstance(tokens, SqliteTokens)
+    tokens.close()

@@ -188,7 +188,7 @@ class AccountPool:
         self.wiring.run()
         admin_exchange.open_admin_server(
             self.service,
-            admin_exchange.token_of(expanded(ctx.options.confdir) / TOKEN_FILE),
+            admin_exchange.guard_of(expanded(ctx.options.confdir) / TOKEN_FILE),
             make_actions=self.reloader.actions,
             counted=self.wiring.read_counts,
             ask_store=self.wiring.ask_store,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,13 +38,13 @@ from account_pool.admin.http import ADMIN_HOST, FAILED, AdminRequest, AdminRespo
 from account_pool.admin.server import AdminServer
 from account_pool.admin.views import Sums
 from account_pool.core.browser import is_loopback
-from account_pool.core.credential import Secret
 from account_pool.core.instruments import DecisionCounter
 from account_pool.providers.base import LocalResponse
 from account_pool.proxy.events import BAD_REQUEST, Chunks, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import Destination
 from account_pool.proxy.service import Service
+from account_pool.supervision import begun
 from account_pool.workers.worker import Link
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from account_pool.admin.requests import AskStore, Known
 
 logger = logging.getLogger(__name__)
+
+#: How long the start waits for the file of the admin token, seconds.
+TOKEN_S = 5.0
 
 
 def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
@@ -235,7 +239,7 @@ def _has_left(waiting: Sequence[events.Event]) -> bool:
 
 def open_admin_server(
     service: Service,
-    token: Secret,
+    guard: TokenGuard,
     *,
     make_actions: Callable[[], Actions],
     counted: Callable[[str], Awaitable[Sums]],
@@ -251,7 +255,7 @@ def open_admin_server(
     The web application is made, and what it needs imported, at the first request.
 
     Args:
-        token: what changes need.
+        guard: checks the token that changes need.
         make_actions: returns what changes the pool.
         counted, ask_store, known, ready, accounts_file: see `AdminContext`.
         rules: returns who may do what, at the moment.
@@ -260,7 +264,6 @@ def open_admin_server(
     decision_counter, started_at = DecisionCounter(), service.now()
     if link is None:
         service.fleet.started_at = started_at
-    guard = TokenGuard(token)
     service.pool.decisions.subscribe(decision_counter.note)
 
     def make_app(admit: Callable[[AdminRequest], None]) -> Starlette:
@@ -289,10 +292,23 @@ def open_admin_server(
     return server
 
 
-def token_of(path: Path) -> Secret:
-    """Return the admin token in *path*; where it cannot be kept, a random one."""
-    try:
-        return admin_token(path)
-    except NoToken as e:
-        logger.log(ALERT, f"account-pool: {e}. Until this is fixed, the REST API is read-only")
-        return new_token()
+def guard_of(path: Path) -> TokenGuard:
+    """Return what checks the admin token in *path*.
+
+    It is a random one where that cannot be kept, and as long as the disk does not answer.
+    """
+    guard = TokenGuard(new_token())
+    read_only = "Until this is fixed, the REST API is read-only"
+
+    def read() -> None:
+        try:
+            guard.token = admin_token(path)
+        except NoToken as e:
+            logger.log(ALERT, f"account-pool: {e}. {read_only}")
+
+    reading = begun(read)
+    wait([reading], TOKEN_S)
+    if not reading.done():
+        hangs = f"the disk or share of the admin token {path} does not answer"
+        logger.log(ALERT, f"account-pool: {hangs}. {read_only}")
+    return guard

@@ -12,18 +12,30 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 
 from mitmproxy.log import ALERT
 from mitmproxy.options import Options
 
 from account_pool.config.state import database_path
+from account_pool.core.claims import Claim, Taken
+from account_pool.core.credential import Secret
 from account_pool.core.instruments import MAX_WAITING
 from account_pool.store.fleet.url import is_url, parse
 from account_pool.store.machine import is_gone
 from account_pool.store.sqlite import MemoryStore, SqliteStore
-from account_pool.store.store import DamagedError, MovedError, Row, StateStore, Store, StoreError
-from account_pool.supervision import where
+from account_pool.store.store import (
+    DamagedError,
+    MovedError,
+    Row,
+    StateStore,
+    Store,
+    StoreError,
+    Tokens,
+    TokenStore,
+)
+from account_pool.supervision import begun, where
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +58,9 @@ MAX_MOVED = 2
 #: How many damaged files are put aside by one proxy: a disk, or a mistake of ours, may
 #: damage each new one.
 MAX_ASIDES = 3
+#: How long the event loop, and who refreshes a login, wait for the half of a store that keeps
+#: logins to be opened, seconds.
+OPEN_S = 5.0
 
 _IN_MEMORY = "cooldowns and sessions are kept in memory only"
 
@@ -73,6 +88,66 @@ def make_store(
 
 def _announce(text: str) -> None:
     logger.log(ALERT, f"account-pool: {text}")
+
+
+def open_tokens(store: Store) -> TokenStore:
+    """Open the half of *store* that keeps logins. Blocks for OPEN_S at most. Raises StoreError.
+
+    What does not answer by then is used once it does.
+    """
+    late = LateTokens(store)
+    tokens = late.opened()
+    if tokens is None:
+        logger.warning(f"account-pool: {late.slow}; no login is refreshed until it answers")
+    return tokens or late
+
+
+class LateTokens:
+    """A `TokenStore` that is opened in a thread: the disk it is on may not answer."""
+
+    def __init__(self, store: Store) -> None:
+        self._open = store.tokens
+        self._opening = begun(self._open)
+        name = f"the state engine {store.server}" if store.server else "the state database"
+        self.slow = f"{name} takes too long to open; check the disk that it is on"
+
+    def opened(self) -> TokenStore | None:
+        """Return it once it is open; None after OPEN_S. Raises StoreError."""
+        opening = self._opening
+        wait([opening], OPEN_S)
+        if opening is self._opening and opening.done() and opening.exception() is not None:
+            self._opening = begun(self._open)  # for whoever asks next
+        return opening.result() if opening.done() else None
+
+    def load(self, family: str) -> Tokens | None:
+        return self._tokens().load(family)
+
+    def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
+        return self._tokens().claim(family, owner, token=token, is_over=is_over)
+
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
+        return self._tokens().sending(family, fence, token)
+
+    def save(
+        self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
+    ) -> bool:
+        return self._tokens().save(family, tokens, replaces=replaces, fence=fence)
+
+    def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
+        self._tokens().release(family, fence, unknown=unknown)
+
+    def keep(self) -> None:
+        if self._opening.done():  # nothing is known here before
+            self._tokens().keep()
+
+    def close(self) -> None:
+        if self._opening.done():
+            self._tokens().close()
+
+    def _tokens(self) -> TokenStore:
+        if (tokens := self.opened()) is None:
+            raise StoreError(self.slow)
+        return tokens
 
 
 class StoreAccess:

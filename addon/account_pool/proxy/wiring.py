@@ -49,7 +49,7 @@ from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.late_parts import LateParts, Needs
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
-from account_pool.proxy.store_access import make_store
+from account_pool.proxy.store_access import make_store, open_tokens
 from account_pool.store.sqlite import MemoryStore
 from account_pool.store.store import StateStore, Store, TokenStore
 
@@ -473,7 +473,7 @@ def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
             "the proxy stops: %s. Set pool_state to a file, or remove it",
             ", ".join(str(key) for key in refreshed),
         )
-    return store.tokens()
+    return open_tokens(store)
 
 
 def _api_url(provider: Provider) -> str:
