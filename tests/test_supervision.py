@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 import account_pool
-from account_pool.supervision import MAX_PAUSE_S, DaemonThreads, Tasks
+from account_pool.supervision import MAX_PAUSE_S, DaemonThreads, Tasks, begun
 from tests.patience import PATIENCE_S
 
 PACKAGE = Path(account_pool.__file__).parent
@@ -21,7 +22,6 @@ STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
 ALLOWED = {
     "credentials/command.py": "awaited where it is started, also by who is cancelled",
     "credentials/oauth.py": "in the loop of a thread, awaited where it is started",
-    "credentials/sources.py": "a thread that may hang for ever, and catches everything",
     "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",
     "proxy/fast/handler.py": "in the place of mitmproxy's own tasks, and named as they are",
     "store/fleet/engine.py": "a thread of the store, which catches everything",
@@ -256,3 +256,15 @@ def test_daemon_threads_do_one_thing_after_the_other_and_end():
     threads.shutdown()
     assert done == [1]
     assert all(thread.daemon for thread in threads._threads)
+
+
+def test_what_ends_a_thread_does_not_end_who_waits_for_it():
+    threads = DaemonThreads(1, "test")
+    for answer in (begun(sys.exit), threads.submit(sys.exit)):
+        with pytest.raises(RuntimeError, match="a thread was ended by SystemExit"):
+            answer.result(PATIENCE_S)
+    threads.shutdown()
+
+
+def test_a_question_has_a_thread_that_keeps_no_process():
+    assert begun(lambda: threading.current_thread().daemon).result(PATIENCE_S)

@@ -58,16 +58,22 @@ def begun(question: Callable[[], Value]) -> Future[Value]:
     Threads of the event loop are few, and look up hosts; those of a pool keep the process.
     """
     answer: Future[Value] = Future()
-
-    def ask() -> None:
-        try:
-            settle = partial(answer.set_result, question())
-        except Exception as error:
-            settle = partial(answer.set_exception, error)
-        settle()
-
+    ask = partial(_answer, answer, question)
     threading.Thread(target=ask, daemon=True, name="account-pool question").start()
     return answer
+
+
+def _answer(answer: Future[Value], question: Callable[[], Value]) -> None:
+    """Let *answer* have what *question* returns or raises: raised in a thread, it is printed."""
+    try:
+        settle = partial(answer.set_result, question())
+    except Exception as error:
+        settle = partial(answer.set_exception, error)
+    except BaseException as error:
+        # What ends a thread must not end the process of whoever waits for it.
+        ended = RuntimeError(f"a thread was ended by {type(error).__name__}")
+        settle = partial(answer.set_exception, ended)
+    settle()
 
 
 class DaemonThreads(Executor):
@@ -89,13 +95,8 @@ class DaemonThreads(Executor):
 
         def work() -> None:
             self._waiting.pop(answer, None)
-            if not answer.set_running_or_notify_cancel():
-                return
-            try:
-                settle = partial(answer.set_result, ask(*args, **kwargs))
-            except BaseException as error:
-                settle = partial(answer.set_exception, error)
-            settle()
+            if answer.set_running_or_notify_cancel():
+                _answer(answer, partial(ask, *args, **kwargs))
 
         with self._lock:
             if self._closed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import hashlib
 import json
@@ -172,10 +171,8 @@ async def test_one_that_waits_for_its_user_holds_up_nothing(keychain: Memory) ->
     with pytest.raises(CredentialError, match="has not answered yet"):
         await source.read()
     assert keychain.asked == 1
-    thread = source._thread.thread
-    assert thread is not None and thread.daemon
     keychain.open.set()
-    await asyncio.to_thread(thread.join, PATIENCE_S)
+    await source._thread.rest(PATIENCE_S)
     source.timeout_s = PATIENCE_S
     assert (await source.read()).secret == Secret("sk-late")
 

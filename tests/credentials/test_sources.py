@@ -135,10 +135,8 @@ async def test_files_on_a_share_that_hangs_hold_up_nothing_else(
     assert one.read_now() is None
     with pytest.raises(CredentialError, match="the file ~/token is still being read"):
         await one.read()
-    thread = one._thread.thread
-    assert thread is not None and thread.daemon
     answers.set()
-    await asyncio.to_thread(thread.join, PATIENCE_S)
+    await one._thread.rest(PATIENCE_S)
     assert one.read_now() == Reading(secret=Secret("sk-fake"))
 
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, TypeVar
 
@@ -29,7 +27,7 @@ from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.base import Provider
 from account_pool.providers.token_forms import hidden, remedy
-from account_pool.supervision import settled
+from account_pool.supervision import begun, settled
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
@@ -118,14 +116,13 @@ class OwnThread:
     _late: ClassVar[set[OwnThread]] = set()
 
     def __init__(self) -> None:
-        self.thread: threading.Thread | None = None
-        self._answer: Future[Any] = Future()
+        #: to the last question
+        self.answer: Future[Any] | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether the last question is still being asked."""
-        # A thread that could not be started, or was ended by what it asks, asks nothing.
-        return self.thread is not None and self.thread.is_alive()
+        return self.answer is not None and not self.answer.done()
 
     def now(self, question: Callable[[], T], wait_s: float) -> T | None:
         """Return the answer to *question*, None where it takes longer: see `rest`.
@@ -147,25 +144,13 @@ class OwnThread:
 
     async def rest(self, timeout_s: float) -> Any:
         """Return the answer to the last question, as `ask` does."""
-        return await settled(self._answer, timeout_s)
+        assert self.answer is not None  # who rests has asked
+        return await settled(self.answer, timeout_s)
 
     def _begin(self, question: Callable[[], T]) -> Future[T]:
-        answer: Future[T] = Future()
-        self._answer = answer
-
-        def ask() -> None:
-            try:
-                settle = partial(answer.set_result, question())
-            # Raised in the thread, its text would be printed, and nothing would answer us.
-            except Exception as error:
-                settle = partial(answer.set_exception, error)
-            # Now: the next question may come before the end of the thread.
-            self.thread = None
-            settle()
-            self._late.discard(self)
-
-        self.thread = threading.Thread(target=ask, daemon=True, name="credential")
-        self.thread.start()
+        # Where no thread can be started, this raises, and nothing is asked.
+        self.answer = answer = begun(question)
+        answer.add_done_callback(lambda _answer: self._late.discard(self))
         return answer
 
 
