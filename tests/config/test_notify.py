@@ -71,7 +71,7 @@ def test_what_is_wrong_is_not_shown(text: str) -> None:
 def test_a_file_may_have_a_list_or_a_mapping() -> None:
     option = BY_NAME["notify"]
     assert option.check([HOOK, "desktop"]) == write_targets([HOOK, "desktop"])
-    assert option.check({"env": "HOOK"}) == '{"env": "HOOK"}'
+    assert option.check({"env": "HOOK"}) == '[{"env": "HOOK"}]'
     for wrong in ([HOOK, 1], {"file": "SECRET"}, 7, [["SECRET"]]):
         with pytest.raises(Wrong) as error:
             option.check(wrong)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from account_pool.core.browser import stays_here
-from account_pool.core.wrong import Wrong
+from account_pool.core.wrong import Wrong, as_json_list
 from account_pool.providers.token_forms import hidden
 
 #: Where `ntfy:TOPIC` goes.
@@ -130,10 +130,7 @@ def read_targets(text: str) -> tuple[Target | FromVariable, ...]:
 
 def write_targets(value: list[Any] | dict[str, Any]) -> str:
     """Return the text of the option for a *value* of accounts.yaml. Raises Wrong."""
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries:
-        _entry(entry)
-    return json.dumps(value) if value else ""
+    return as_json_list(value, _entry)
 
 
 def shown_targets(text: str) -> str:

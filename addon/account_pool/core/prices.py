@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.request_rows import COPILOT, RequestRow
-from account_pool.core.wrong import Wrong, shown
+from account_pool.core.wrong import Wrong, as_json_list, shown
 
 #: USD for a million tokens, by how many input tokens a request has more than: ascending.
 Rate = tuple[tuple[int, float], ...]
@@ -208,10 +208,7 @@ def read_prices(text: str) -> tuple[PriceRule, ...]:
 
 def write_prices(value: list[Any] | dict[str, Any]) -> str:
     """Return the text of the option for a *value* of accounts.yaml. Raises Wrong."""
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries:
-        _rule(entry)
-    return json.dumps(entries) if entries else ""
+    return as_json_list(value, _rule)
 
 
 def _rule(entry: Any) -> PriceRule:

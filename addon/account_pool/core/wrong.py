@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAX_SHOWN_CHARS = 40
@@ -95,3 +95,14 @@ def unknown(key: str, accepted: Sequence[str]) -> str:
     usual = _SYNONYMS.get(written.replace("-", "_"))
     close = [usual] if usual in accepted else get_close_matches(written, accepted, n=1)
     return f"did you mean {close[0]}?" if close else "write one of " + ", ".join(accepted)
+
+
+def as_json_list(value: list[Any] | dict[str, Any], check: Callable[[Any], object]) -> str:
+    """Return the list *value*, or one of a single entry, in JSON; "" for an empty list.
+
+    Raises what *check* does for an entry.
+    """
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        check(entry)
+    return json.dumps(entries) if entries else ""
