@@ -19,9 +19,10 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
+from msgspec import Struct
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,8 @@ PACKAGE = ROOT / "addon" / "account_pool"
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 #: Lines of a file, and methods of a class, at most. What has more is split along its ideas.
 MAX_LINES, MAX_METHODS = 600, 25
+#: What `msgspec.structs` has, too, by the same name.
+BOTH_HAVE = {f"dataclasses.{name}" for name in ("asdict", "astuple", "fields", "replace")}
 #: By which file, which one, and in which way.
 Edges = dict[tuple[str, str], str]
 
@@ -237,6 +240,19 @@ def test_what_is_too_large_is_found(tmp_path):
     (tmp_path / "b.py").write_text("\n" * (MAX_LINES + 1))
     (tmp_path / "c.py").write_text("\n" * MAX_LINES)
     assert too_large(tmp_path) == {"core/a.py: Many": 26, "b.py": MAX_LINES + 1}
+
+
+def test_functions_of_dataclasses_are_named_in_full_beside_structs():
+    """mypy takes a Struct for a dataclass; `dataclasses.replace` of one is a TypeError."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+        if taken := names & BOTH_HAVE:
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            known = vars(import_module(name)).values()
+            if any(isinstance(one, type) and issubclass(one, Struct) for one in known):
+                found[name] = taken
+    assert found == {}
 
 
 def test_what_the_package_imports_is_declared():

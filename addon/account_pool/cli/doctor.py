@@ -6,6 +6,7 @@ only the state engine is asked how it is. `check --try` is what asks the provide
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import socket
@@ -14,7 +15,7 @@ import textwrap
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -133,7 +134,7 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
             for finding in new:
                 print(as_text(finding, width), flush=True)
     if as_json:
-        show_json({"findings": [asdict(finding) for finding in findings]})
+        show_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         note(_summary(findings))
     return int(any(finding.level is Level.BAD for finding in findings))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mitmproxy import exceptions, http, optmanager
 from mitmproxy.options import Options
@@ -160,7 +161,7 @@ def probe_of(entry: AccountEntry, *, exchanged: bool) -> Probe:
     probe = PROBES["copilot"] if exchanged else PROBES.get(entry.provider.name, USUAL)
     if exchanged and entry.provider.name not in PROBES:
         hosts = [rule.host for rule in entry.provider.hosts if rule.host.startswith("api.")]
-        return replace(probe, host=hosts[0] if hosts else None)
+        return dataclasses.replace(probe, host=hosts[0] if hosts else None)
     return probe
 
 

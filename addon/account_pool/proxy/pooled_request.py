@@ -12,9 +12,9 @@ its own passes as it is; without one it would be ours that it spends.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -524,7 +524,7 @@ class Recognizer:
         if not owners_of_tokens(provider, head, self._pins):
             return Route.PASS
         kept = {n: value for n, value in head.headers.items() if n not in provider.issued_headers}
-        return provider.route(replace(head, headers=kept))
+        return provider.route(dataclasses.replace(head, headers=kept))
 
     def _places(self, sharing: tuple[Provider, ...]) -> Places:
         """Return where credentials may stand on a request to a host of all in *sharing*."""
