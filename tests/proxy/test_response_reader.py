@@ -104,6 +104,30 @@ def test_json_is_judged_when_it_is_whole():
     assert good.feed(OK_BODY) is Verdict.COMMIT
 
 
+@pytest.mark.parametrize(
+    ("body", "gated"),
+    [
+        (OK_BODY, False),
+        (b'{"error": null, "status": "completed"}', False),
+        (b"{", False),
+        (b'{"text": "' + b"x" * MAX_GATE_BYTES, False),
+        (LIMIT_BODY, True),
+        (b"\n " + OK_BODY, True),
+        (b"\n " + LIMIT_BODY, True),
+        (b'[{"candidates": []}]', True),
+        (b"[" + LIMIT_BODY + b"]", True),
+        (b"nothing", True),
+    ],
+)
+def test_a_response_in_one_piece_is_judged_as_one_in_two(body, gated):
+    """An object in which no error is marked needs no gate."""
+    whole, pieces = reader(), reader()
+    pieces.feed(body[:1])
+    assert whole.end(body) is pieces.end(body[1:])
+    assert b"".join(whole.held) == b"".join(pieces.held) == body
+    assert ("_gate" in vars(whole)) is gated
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"nothing"])
 def test_the_end_of_a_success_that_says_nothing(body):
     read = reader()

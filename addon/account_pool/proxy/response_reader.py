@@ -83,6 +83,7 @@ _SAYS_END = re.compile(
     rb'data: ?\[DONE\]|"message_stop"|"(?:response|interaction)\.(?:completed|incomplete|failed)"|'
     rb'"(?:finish_?[rR]eason|stop_reason)"\s*:\s*"'
 )
+_GOOD = StreamVerdict(Verdict.COMMIT)
 #: Responses of few types come; each is looked at once.
 _shape_of = lru_cache(maxsize=256)(gate_shape)
 
@@ -172,12 +173,19 @@ class ResponseReader:
     def end(self, last: bytes = b"") -> Verdict:
         """The body has ended, with *last*."""
         self.complete = True
-        if last:
+        if self._is_surely_good(last):
+            self.held, self._decision = [last], _GOOD
+        elif last:
             self.feed(last)
         if not self._gated:
             return Verdict.REFUSE
         self._decision = self._decision or self._gate.end()
         return self._decision.verdict
+
+    def _is_surely_good(self, body: bytes) -> bool:
+        """Say whether *body*, if it is all there is, holds no error: mostly no gate is needed."""
+        in_one_piece = self._gated == "json" and not (self.held or self.encoding)
+        return in_one_piece and body[:1] == b"{" and not self._marks.search(body)
 
     def expired(self) -> Verdict:
         """The time bound has come. What was decided before it stays."""
