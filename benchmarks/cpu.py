@@ -39,6 +39,12 @@ def resident_mib(pid: int) -> float | None:
     return None if process is None else float(process.memory_info().rss / 1024**2)
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that *pid* has started and that run; none where nothing tells it."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in found for child in task.read_text().split()]
+
+
 def _linux_cpu_clock(pid: int) -> float:
     try:
         # clock_getcpuclockid(3): how Linux numbers the CPU clock of another process.

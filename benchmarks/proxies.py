@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -69,18 +70,29 @@ class Proxy:
         return self.process.pid
 
     def wait_until_listening(self) -> None:
-        """Return when the port accepts. Raises RuntimeError if mitmdump ends before."""
+        """Return when the port accepts, and all workers serve there.
+
+        Raises RuntimeError if mitmdump ends before.
+        """
         while time.monotonic() - self.started_at < _START_TIMEOUT_S:
             if self.process.poll() is not None:
                 break
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                if self.kind.workers == 1 or self._serving() == self.kind.workers:
+                    return
             except OSError:
-                time.sleep(0.002)
-            else:
-                return
+                pass
+            time.sleep(0.002)
         self.stop()
         raise RuntimeError(f"{self.kind.name} did not start")
+
+    def _serving(self) -> int:
+        """Return how many workers serve: the first would get all connections until then."""
+        asked = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        with contextlib.closing(asked):
+            asked.request("GET", "/health")
+            return len(json.load(asked.getresponse()).get("workers", ()))
 
     def first_answer(self, request: bytes, port: int, authority: Path) -> tuple[int, float]:
         """Send one request as soon as the port accepts.
