@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from account_pool.core import snapshot
-from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown
+from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown, Endings
 from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass, Scope
@@ -17,6 +17,7 @@ from account_pool.core.snapshot import (
     FORGIVEN_S,
     STREAK_KEPT_S,
     AccountSnapshot,
+    DisablingSnapshot,
     PoolSnapshot,
     forgiven,
     merge,
@@ -249,6 +250,40 @@ def test_what_two_know_of_a_cooldown(base, mine, theirs, expected) -> None:
     if base == theirs:
         both = account(base)
         assert merge(both, account(mine), both) == merged
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ended here", "ended there"])
+def test_a_disabling_that_began_before_it_was_ended_elsewhere_is_over(ours) -> None:
+    cause = OLD.cause
+    disabled = {n: DisablingSnapshot(cause=cause, since=WALL + n) for n in (1, 2, 3)}
+
+    def account(since: int | None, ended: int | None = None) -> AccountSnapshot:
+        endings = Endings() if ended is None else Endings(disabling=WALL + ended)
+        return AccountSnapshot(key=A, disabled=disabled.get(since or 0), endings=endings)
+
+    def merged(base: int | None, apart: int | None, ended: int) -> int | None:
+        two = account(None, ended), account(apart)
+        found = merge(account(base), *(two if ours else reversed(two)))
+        assert found.endings == Endings(disabling=WALL + ended)
+        return round(found.disabled.since - WALL) if found.disabled else None
+
+    assert merged(None, 1, ended=2) is None
+    assert merged(1, 2, ended=3) is None
+    assert merged(1, 1, ended=2) is None
+    assert merged(1, 3, ended=2) == 3
+    assert merged(None, 3, ended=2) == 3
+
+
+def test_what_a_restart_forgives_does_not_come_back_from_who_was_away() -> None:
+    pool = pool_of("a", now=0.0)
+    pool.health.mark_failure(A, FORBIDDEN, now=0.0)
+    saved = kept(pool, 0.0)
+    [away] = saved.accounts
+    [begun] = forgiven(saved, WALL + FORGIVEN_S + 1).accounts
+    assert away.disabled is not None
+    assert merge(None, away, begun).disabled is None
+    again_at = replace(away.disabled, since=WALL + 2)
+    assert merge(None, replace(away, disabled=again_at), begun).disabled == again_at
 
 
 def test_counters_add_up() -> None:

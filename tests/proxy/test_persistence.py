@@ -227,6 +227,63 @@ async def test_what_another_has_begun_and_ended_is_not_brought_back(
         assert cools(service, TWO) == 0
 
 
+@pytest.mark.parametrize("is_late", [True, False], ids=["it lands last", "it lands first"])
+@pytest.mark.parametrize("what", ["enable", "clear"])
+async def test_an_older_write_does_not_undo_what_a_person_has_done_since(
+    begin: Begin, clock: FakeClock, what: str, is_late: bool
+) -> None:
+    """A proxy may be cut off for minutes, and has then learnt for itself what was ended since."""
+    (here, ours), (there, theirs) = begin(), begin()
+    goes_on = threading.Event()
+    for service, proxy in ((here, ours), (there, theirs)):
+        clock.advance(1)
+        service.pool.health.mark_failure(ONE, FORBIDDEN, now=service.now())
+        if what == "clear":
+            limit(service)
+        if proxy is theirs and is_late:
+            proxy._thread.submit(goes_on.wait)
+            proxy._begin_write()
+        else:
+            await proxy._round()
+    clock.advance(1)
+    accounts = here.pool.accounts
+    end = accounts.enable if what == "enable" else accounts.clear_cooldown
+    end(ONE, now=here.now(), by=By.HAND)
+    ours._begin_write()
+    ours._finish_write()
+    goes_on.set()
+    theirs._finish_write()
+    for _ in range(2):
+        for service, proxy in ((here, ours), (there, theirs)):
+            await proxy._round()
+            assert service.pool.accounts.get(ONE).disabled is None
+            assert cools(service) == 0
+    for service in (here, there, begin()[0]):
+        assert service.pool.accounts.get(ONE).disabled is None
+        assert cools(service) == 0
+
+
+async def test_what_is_learnt_after_a_person_has_ended_it_counts(
+    begin: Begin, clock: FakeClock
+) -> None:
+    """Also where the proxy that learns it, and writes first, has not heard of that yet."""
+    (here, ours), (there, theirs) = begin(), begin()
+    for service, proxy in ((here, ours), (there, theirs)):
+        service.pool.health.mark_failure(ONE, FORBIDDEN, now=service.now())
+        limit(service)
+        await proxy._round()
+    clock.advance(1)
+    here.pool.accounts.clear_cooldown(ONE, now=here.now())
+    clock.advance(1)
+    there.pool.health.mark_failure(ONE, FORBIDDEN, now=there.now())
+    there.pool.health.mark_cooldown(ONE, LIMIT, now=there.now(), started_at=there.now())
+    for proxy in (theirs, ours, theirs):
+        await proxy._round()
+    for service in (here, there):
+        assert service.pool.accounts.get(ONE).disabled is not None
+        assert cools(service) == 600
+
+
 async def test_accounts_that_only_another_has_are_left_to_it(begin: Begin) -> None:
     (mine, here), (_, there) = begin(), begin("two")
     limit(mine)

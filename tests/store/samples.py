@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.store.backends import WALL
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import Cause, Cooldown, Endings
 from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
@@ -35,6 +35,7 @@ FULL = AccountSnapshot(
     key=WORK,
     cooldowns={None: COOLS, ODD.model: ODD},
     disabled=DisablingSnapshot(cause=CAUSE, since=WALL - 5),
+    endings=Endings(disabling=WALL - 7.5, cooldowns=WALL - 8),
     refused="abc",
     owner="org-1",
     windows={("5h", None): HOURS, ("tokens", "gpt-*"): TOKENS},

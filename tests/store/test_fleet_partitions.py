@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.patience import tries
 from tests.store.backends import WALL, EngineBackend
-from tests.store.samples import COOLS, HOME, UNKNOWN, WORK
+from tests.store.samples import CAUSE, COOLS, HOME, UNKNOWN, WORK
 from tests.store.servers import KINDS
 
 from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import Endings
 from account_pool.core.shares import Ask
-from account_pool.core.snapshot import AccountSnapshot
+from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.store.store import GRACE_S, Numbered, Row, StateStore, StoreError, TableChanges
 
 PROXIES = 3
@@ -111,7 +112,7 @@ LINE = st.sampled_from(["a", "b"])
 FAULT: st.SearchStrategy[Fault] = st.sampled_from(["", "unsent", "lost", "late"])
 STEP = st.one_of(
     st.tuples(st.just("serve"), PROXY, KEY),
-    st.tuples(st.sampled_from(["cool", "release"]), PROXY, KEY),
+    st.tuples(st.sampled_from(["cool", "release", "disable", "clear"]), PROXY, KEY),
     st.tuples(st.sampled_from(["bind", "end"]), PROXY, LINE),
     st.tuples(st.just("write"), PROXY, FAULT),
     st.tuples(st.just("write"), PROXY, FAULT),
@@ -127,6 +128,9 @@ class Fleet:
     def __init__(self, backend: EngineBackend) -> None:
         self.now = WALL
         self.served = 0
+        #: when each account was disabled, and cleared, last, anywhere
+        self.disabled_at: dict[AccountKey, float] = {}
+        self.cleared_at: dict[AccountKey, float] = {}
         self.states: list[Any] = [backend.open() for _ in range(PROXIES)]
         self.proxies = []
         for n, state in enumerate(self.states):
@@ -151,6 +155,16 @@ class Fleet:
                 proxy.accounts[how] = replace(proxy.accounts[how], cooldowns={None: cooldown})
             case "release":
                 proxy.accounts[how] = replace(proxy.accounts[how], cooldowns={})
+            case "disable":
+                disabled = DisablingSnapshot(cause=CAUSE, since=self.now)
+                proxy.accounts[how] = replace(proxy.accounts[how], disabled=disabled)
+                self.disabled_at[how] = self.now
+            case "clear":
+                endings = Endings(self.now, self.now, self.now)
+                proxy.accounts[how] = replace(
+                    proxy.accounts[how], cooldowns={}, disabled=None, endings=endings
+                )
+                self.cleared_at[how] = self.now
             case "bind":
                 proxy.lines[how] = how, f"openai/{proxy.name}", self.now
             case "end":
@@ -228,6 +242,11 @@ def test_they_agree_and_count_each_request_once(
             for proxy in fleet.proxies:
                 assert proxy.accounts == first.accounts
                 assert proxy.lines.items() <= kept.items()
+            for key, account in first.accounts.items():
+                cleared_at = fleet.cleared_at.get(key, WALL)
+                was_disabled = fleet.disabled_at.get(key, WALL) > cleared_at
+                assert (account.disabled is not None) == was_disabled
+                assert all(c.since > cleared_at for c in account.cooldowns.values())
     finally:
         for state in fleet.states:
             state.close()

@@ -13,6 +13,7 @@ from tests.store.backends import WALL
 from tests.store.samples import COOLS, FULL, PLAIN, UNKNOWN, WORK, keep, write
 
 from account_pool.core.claims import Claim, Taken
+from account_pool.core.cooldown import Endings
 from account_pool.core.credential import Secret
 from account_pool.store import schema
 from account_pool.store.machine import Moment
@@ -105,6 +106,23 @@ def test_a_file_that_knew_one_share_of_each_account_keeps_the_rest(path: Path) -
     )
     store = SqliteState(path)
     assert keep(store, UNKNOWN) == [replace(UNKNOWN, served=3, owner="org-1")]
+    store.close()
+
+
+def test_a_version_that_knows_no_endings_goes_on_with_the_file(path: Path) -> None:
+    row = "INSERT OR REPLACE INTO accounts VALUES (?, 1, 2, 3, NULL, NULL, NULL, '', ?, '', '[]')"
+    older(path, len(schema.MIGRATIONS), row, str(WORK), 4)
+    store = SqliteState(path)
+    endings = Endings(cooldowns=WALL)
+    [found] = keep(store, replace(UNKNOWN, endings=endings))
+    assert found == replace(UNKNOWN, served=3, endings=endings)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT max(version) FROM schema").fetchone() == (
+            len(schema.MIGRATIONS),
+        )
+        other.execute(row, (str(WORK), 5))
+        other.commit()
+    assert keep(store, found) == [found]
     store.close()
 
 

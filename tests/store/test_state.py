@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 from tests.store.backends import WALL, Backend
-from tests.store.samples import COOLS, FULL, HOME, PLAIN, UNKNOWN, WORK, keep, news, write
+from tests.store.samples import CAUSE, COOLS, FULL, HOME, PLAIN, UNKNOWN, WORK, keep, news, write
 
+from account_pool.core.cooldown import Endings
 from account_pool.core.notifications import Event, Subject, Verdict
+from account_pool.core.outcome import OutcomeClass
 from account_pool.core.shares import ME, Ask, Share
 from account_pool.core.snapshot import AccountSnapshot
 from account_pool.store.agreed import (
@@ -66,6 +68,37 @@ def test_what_one_releases_does_not_come_back_from_the_other(two) -> None:
     keep(one, UNKNOWN)
     assert keep(other, replace(cooling, served=5)) == [replace(UNKNOWN, served=5)]
     assert keep(one, UNKNOWN) == [replace(UNKNOWN, served=5)]
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["both knew it", "learnt apart"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["written before", "written after"])
+def test_what_began_before_it_was_ended_by_hand_is_over(two, is_first, is_known) -> None:
+    one, other = two
+    if is_known:
+        keep(one, FULL), keep(other, UNKNOWN)
+    later = {m: replace(c, since=WALL + 1, until=WALL + 99) for m, c in FULL.cooldowns.items()}
+    older = replace(FULL, cooldowns=later, disabled=replace(FULL.disabled, since=WALL + 1))
+    ended = replace(UNKNOWN, endings=Endings(WALL + 2, WALL + 2, WALL + 2), served=3)
+    writes = [(one, ended), (other, older)]
+    for store, account in reversed(writes) if is_first else writes:
+        [found] = keep(store, account)
+    assert (found.disabled, found.cooldowns, found.endings) == (None, {}, ended.endings)
+    newer = replace(COOLS, since=WALL + 3)
+    keep(other, ended)
+    [found] = keep(other, replace(ended, cooldowns={None: newer}, disabled=FULL.disabled))
+    # Who has heard of the ending knows what came after it, by whatever clock.
+    assert (found.disabled, found.cooldowns) == (FULL.disabled, {None: newer})
+    [heard] = keep(one, ended)
+    assert (heard.disabled, heard.cooldowns) == (FULL.disabled, {None: newer})
+
+
+def test_of_a_benched_account_enabling_ends_the_bench_and_no_limit(two) -> None:
+    one, other = two
+    bench = replace(COOLS, model="m", cause=replace(CAUSE, cls=OutcomeClass.FORBIDDEN_ACCOUNT))
+    limit = replace(COOLS, cause=replace(CAUSE, unknown=False))
+    keep(one, replace(UNKNOWN, endings=Endings(disabling=WALL + 1, benches=WALL + 1)))
+    [found] = keep(other, replace(UNKNOWN, cooldowns={"m": bench, None: limit}))
+    assert found.cooldowns == {None: limit}
 
 
 def test_an_account_that_comes_back_is_as_it_was(state) -> None:

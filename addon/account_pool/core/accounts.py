@@ -15,7 +15,7 @@ from itertools import count
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import NEVER, Cause, Cooldown, Endings
 from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind, Transition, decision_of
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
@@ -233,6 +233,7 @@ class Accounts:
             state.doubtful = False
             state.pending = state.account.enabled
             _forget(self.members[key.provider], change)
+            state.endings = NEVER
             state.epoch += 1
             state.served_at = state.refreshed_at = -inf
 
@@ -301,6 +302,7 @@ class Accounts:
         state = self.get(key)
         with self.changing(state, by, now) as change:
             # Who says that it serves knows better than its last response.
+            state.endings = Endings(now, now, now)
             return _forget(self.members[key.provider], change)
 
     def enable(self, key: AccountKey, *, now: float, by: By = By.HAND) -> None:
@@ -314,6 +316,7 @@ class Accounts:
             change.end_cooldowns(lambda cooldown: cooldown.cause.benches)
             change.end_verdicts()
             change.enable()
+            state.endings = state.endings._replace(benches=now)
 
     # -- what other proxies know
 

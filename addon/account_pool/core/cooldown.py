@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
 from operator import attrgetter
-from typing import cast
+from typing import NamedTuple, cast
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -110,6 +110,38 @@ class Cause(Struct, frozen=True, kw_only=True):
     def yields(self) -> bool:
         """Say whether the account is asked all the same while no other can serve."""
         return self.benches or self.bare
+
+
+class Endings(NamedTuple):
+    """When each was last ended other than by time or a response, seconds; minus infinity: never.
+
+    What began before is over, also where another proxy tells of it later.
+    """
+
+    disabling: float = -inf
+    benches: float = -inf
+    cooldowns: float = -inf
+
+    def latest(self, other: Endings) -> Endings:
+        """Return the later of each."""
+        return self if self is other else Endings(*map(max, self, other))
+
+    def moved(self, seconds: float) -> Endings:
+        """Return them on a clock that is *seconds* ahead."""
+        return self if self is NEVER else Endings(*(at + seconds for at in self))
+
+    def since(self, before: Endings) -> Endings:
+        """Return those that are not yet among *before*; never, for the others."""
+        if self == before:
+            return NEVER
+        return Endings(*(at if at > was else -inf for at, was in zip(self, before, strict=True)))
+
+    def ends(self, cooldown: Cooldown) -> bool:
+        at = max(self.cooldowns, self.benches) if cooldown.cause.benches else self.cooldowns
+        return cooldown.since < at
+
+
+NEVER = Endings()
 
 
 class Cooldown(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown, opened
+from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown, Endings, opened
 from account_pool.core.outcome import Outcome
 from account_pool.core.state import AccountState, Cooldowns
 
@@ -434,12 +434,24 @@ class Transition(Struct, eq=False):
     def disable(self, cause: Cause, since: float) -> None:
         """Take the account out of use until something is done about *cause*."""
         if cause != self.state.disabled:
-            self.enable()
+            self._enabled()
             self.decisions.add(_about(self.state.key, Kind.DISABLE, cause, self.by, self.now))
         self.state.disabled, self.state.disabled_at = cause, since
 
     def enable(self) -> None:
-        """End a disabling."""
+        """End a disabling, by another proxy before now as well."""
+        self.state.endings = self.state.endings._replace(disabling=self.now)
+        self._enabled()
+
+    def adopt_disabling(self, cause: Cause | None, since: float, endings: Endings) -> None:
+        """Be disabled, or not (None), as elsewhere, where *endings* are known."""
+        if cause is None:
+            self._enabled()
+        else:
+            self.disable(cause, since)
+        self.state.endings = endings
+
+    def _enabled(self) -> None:
         cause, self.state.disabled = self.state.disabled, None
         if cause is not None:
             ends = self._ended(Kind.DISABLE, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from math import inf
 from typing import TypeVar
 
 from msgspec import Struct, field
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
+from account_pool.core.cooldown import BY_HAND, NEVER, Cause, Cooldown, Endings
 from account_pool.core.credential import are_of_others
 from account_pool.core.decisions import By, Transition
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
@@ -54,6 +55,7 @@ class AccountSnapshot(Struct, frozen=True, kw_only=True):
         key: its name.
         cooldowns: by model (None: whole account), including those that have ended.
         disabled: why it is disabled; None if it is not.
+        endings: what was ended other than by time or a response.
         refused: fingerprint of the credentials of the last 401; "" if there was none.
         owner: the owner of its limits, if a response has named one.
         windows: what is left of its allowances.
@@ -65,6 +67,7 @@ class AccountSnapshot(Struct, frozen=True, kw_only=True):
     key: AccountKey
     cooldowns: Mapping[str | None, Cooldown] = field(default_factory=dict)
     disabled: DisablingSnapshot | None = None
+    endings: Endings = NEVER
     refused: str = ""
     owner: str | None = None
     windows: Mapping[Key, Window] = field(default_factory=dict)
@@ -161,6 +164,9 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSna
         if saved
         else {},
         disabled=disabled,
+        endings=state.endings
+        if state.endings is NEVER
+        else Endings(*map(_rounded, state.endings.moved(ahead))),
         refused=state.refused,
         owner=owner,
         windows=saved.windows.of(state.headroom.windows, lambda one: _moved(one, ahead))
@@ -185,10 +191,10 @@ def into_state(account: AccountSnapshot, change: Transition, behind: float) -> N
             if now + behind - c.until < STREAK_KEPT_S
         }
     )
-    if account.disabled is None:
-        change.enable()
-    else:
-        change.disable(account.disabled.cause, account.disabled.since - behind)
+    cause, since = None, -inf
+    if account.disabled is not None:
+        cause, since = account.disabled.cause, account.disabled.since - behind
+    change.adopt_disabling(cause, since, account.endings.moved(-behind))
     state.refused = account.refused
     state.headroom = HeadroomSnapshot.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served
@@ -218,7 +224,10 @@ def _forgiven(account: AccountSnapshot, wall_now: float) -> AccountSnapshot:
         return account
     if disabled.cause.signal == BY_HAND:
         return account
-    return account if wall_now - disabled.since < FORGIVEN_S else replace(account, disabled=None)
+    if wall_now - disabled.since < FORGIVEN_S:
+        return account
+    older = Endings(disabling=_rounded(wall_now - FORGIVEN_S))
+    return replace(account, disabled=None, endings=account.endings.latest(older))
 
 
 def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
@@ -264,8 +273,9 @@ def merge(
 
     A change by one side only is taken, endings included: a cooldown that one proxy released
     does not come back from another. Of two new cooldowns the later deadline wins, and a new
-    one wins over the end of the old. What was learnt with another credential is dropped,
-    except for the number of requests served.
+    one wins over the end of the old, unless it began before a person ended them: whoever
+    learnt it did not know yet. So it is with disablings. What was learnt with another
+    credential is dropped, except for the number of requests served.
     """
     if theirs is None:
         return mine
@@ -278,6 +288,9 @@ def merge(
         return replace(mine, served=served)
     if of_another(mine, base):
         base = AccountSnapshot(key=mine.key)
+    endings = mine.endings.latest(theirs.endings)
+    mine = _ended(mine, theirs.endings.since(base.endings))
+    theirs = _ended(theirs, mine.endings.since(base.endings))
     cooldowns = {
         model: cooldown
         for model in {**theirs.cooldowns, **mine.cooldowns}
@@ -291,7 +304,8 @@ def merge(
     return AccountSnapshot(
         key=mine.key,
         cooldowns=cooldowns,
-        disabled=_changed(base.disabled, mine.disabled, theirs.disabled),
+        disabled=_merged(base.disabled, mine.disabled, theirs.disabled, _last),
+        endings=endings,
         refused=_changed(base.refused, mine.refused, theirs.refused),
         owner=_changed(base.owner, mine.owner, theirs.owner),
         windows=windows,
@@ -308,6 +322,22 @@ def of_another(mine: AccountSnapshot, theirs: AccountSnapshot | None) -> bool:
     written, _, who = mine.source.partition("/")
     their_written, _, their_who = theirs.source.partition("/")
     return written != their_written or are_of_others(who, their_who)
+
+
+def _ended(account: AccountSnapshot, endings: Endings) -> AccountSnapshot:
+    """Return *account* without what *endings*, of which it did not know, have ended."""
+    if endings is NEVER:
+        return account
+    disabled = account.disabled
+    return replace(
+        account,
+        cooldowns={m: c for m, c in account.cooldowns.items() if not endings.ends(c)},
+        disabled=disabled if disabled and disabled.since >= endings.disabling else None,
+    )
+
+
+def _last(mine: DisablingSnapshot, theirs: DisablingSnapshot) -> DisablingSnapshot:
+    return max(mine, theirs, key=lambda disabling: disabling.since)
 
 
 def _changed(base: Value, mine: Value, theirs: Value) -> Value:

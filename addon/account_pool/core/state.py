@@ -22,7 +22,15 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import PROBED_FROM_S, AccountVerdict, Cause, Cooldown, covers
+from account_pool.core.cooldown import (
+    NEVER,
+    PROBED_FROM_S,
+    AccountVerdict,
+    Cause,
+    Cooldown,
+    Endings,
+    covers,
+)
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot, Key, Window
 
@@ -317,6 +325,7 @@ class AccountState(Struct, kw_only=True, eq=False):
         running: when each request under way began, by the id of its lease.
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
+        endings: what was ended other than by time or a response, monotonic seconds.
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         epoch: one more each time its owner writes another credential, and when it is removed.
         headroom: what is left of its allowances, as far as responses have reported it.
@@ -360,6 +369,7 @@ class AccountState(Struct, kw_only=True, eq=False):
     refreshed_at: float = -inf
     disabled: Cause | None = None
     disabled_at: float = -inf
+    endings: Endings = NEVER
     refused: str = ""
     epoch: int = 0
     headroom: HeadroomSnapshot = UNKNOWN

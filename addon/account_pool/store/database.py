@@ -32,7 +32,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from account_pool.named_file import NotAFile, require_file
 from account_pool.store.machine import Clock, Moment, moment
-from account_pool.store.schema import MIGRATIONS
+from account_pool.store.schema import BESIDE, MIGRATIONS
 from account_pool.store.store import DamagedError, FullError, MovedError, StoreError, UnfitError
 
 #: The path of a database that is in no file, and stays open until the process ends.
@@ -521,7 +521,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 f"the state database {path} was written by a newer version of the account pool; "
                 "upgrade, or set pool_state to another file"
             )
-        for step in MIGRATIONS[found:]:
+        for step in (*MIGRATIONS[found:], BESIDE):
             for statement in step:
                 connection.execute(statement)
         if found < len(MIGRATIONS):

@@ -6,6 +6,17 @@ steps done is the version of a file.
 
 from __future__ import annotations
 
+#: What versions that do not know it can do without: no step, so that they go on with the file.
+#: Done each time a file is opened.
+BESIDE = (
+    # What was ended other than by time or a response (`Endings` in core/cooldown.py).
+    """CREATE TABLE IF NOT EXISTS endings (
+        account TEXT PRIMARY KEY,
+        disabling REAL,
+        benches REAL,
+        cooldowns REAL
+    )""",
+)
 #: Statements by step, in order.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (

@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import inf
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import NEVER, Cause, Cooldown, Endings
 from account_pool.core.headroom import Key, Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
@@ -38,6 +38,14 @@ def read_accounts(
             cause=_cause_of(cause),
             probed_at=_probed_at(cause),
         )
+    endings = {
+        account: Endings(*(-inf if at is None else float(at) for at in ended))
+        for account, *ended in connection.execute(
+            "SELECT account, disabling, benches, cooldowns FROM endings "
+            "WHERE account IN (SELECT value FROM json_each(?))",
+            wanted,
+        )
+    }
     rows = connection.execute(
         "SELECT account, served, owner, windows, disabled, disabled_at, refused, source "
         "FROM accounts "
@@ -49,6 +57,7 @@ def read_accounts(
             key=key,
             cooldowns=cooldowns.get(account, {}),
             disabled=disabled and DisablingSnapshot(cause=_cause_of(disabled), since=disabled_at),
+            endings=endings.get(account, NEVER),
             refused=refused or "",
             owner=_unquoted(owner),
             windows=_windows(windows),
@@ -101,6 +110,11 @@ def write_accounts(
         before = found.get(account.key)
         if account.cooldowns or (before is not None and before.cooldowns):
             _write_cooldowns(connection, account, before.cooldowns if before else {})
+        if account.endings != (before.endings if before else NEVER):
+            connection.execute(
+                "INSERT OR REPLACE INTO endings VALUES (?, ?, ?, ?)",
+                (str(account.key), *(None if at == -inf else at for at in account.endings)),
+            )
 
 
 def _write_cooldowns(

@@ -320,6 +320,9 @@ class SqliteState:
             connection.execute(
                 "DELETE FROM cooldowns WHERE account NOT IN (SELECT account FROM accounts)"
             )
+            connection.execute(
+                "DELETE FROM endings WHERE account NOT IN (SELECT account FROM accounts)"
+            )
             connection.executemany(
                 "DELETE FROM bindings WHERE book = ? AND used_at < ?",
                 ((table, wall_now - kept_s) for table, kept_s in TABLE_KEPT_S.items()),

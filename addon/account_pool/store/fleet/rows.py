@@ -12,7 +12,7 @@ from math import inf, isfinite
 from typing import Any, NamedTuple, TypeVar
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import Cause, Cooldown, Endings
 from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
@@ -51,6 +51,7 @@ def read_account(key: AccountKey, data: bytes) -> ReadAccount | None:
         key=key,
         cooldowns={cooldown.model: cooldown for cooldown in cooldowns},
         disabled=disablings[0][1] if disablings else None,
+        endings=_either(_endings, row.get("endings", {}), Endings(), wrong),
         refused=_either(_text, row.get("refused", ""), "", wrong),
         owner=_either(_text_or_none, row.get("owner"), None, wrong),
         windows={(window.name, window.model): window for window in windows},
@@ -83,6 +84,14 @@ def write_account(account: AccountSnapshot, before: bytes = b"") -> bytes:
         disabled=disabled
         and _as_read(disabled, disablings[0] if disablings else None, _disabling_row),
     )
+    endings = row.pop("endings", None)
+    endings = dict(endings) if isinstance(endings, dict) else {}
+    for what, at in account.endings._asdict().items():
+        endings.pop(what, None)
+        if at != -inf:
+            endings[what] = at
+    if endings:
+        row["endings"] = endings
     return dumps(row)
 
 
@@ -230,6 +239,10 @@ def _disabling(row: Any) -> DisablingSnapshot:
 
 def _disabling_row(disabling: DisablingSnapshot) -> dict[str, object]:
     return {"cause": cause_row(disabling.cause), "since": disabling.since}
+
+
+def _endings(row: Any) -> Endings:
+    return Endings(*(_number_or(row.get(what), -inf) for what in Endings._fields))
 
 
 def _cause(row: Any) -> Cause:
