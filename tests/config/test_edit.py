@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from account_pool.config import replace
+from account_pool.config import edit
 from account_pool.config.accounts_file import confirm, kept, with_added
 from account_pool.config.edit import LastAccount, add_account, remove_account, require_editable
 from account_pool.config.loader import load
-from account_pool.config.replace import CannotEdit
+from account_pool.config.problems import CannotEdit
 from account_pool.core.account import AccountKey
 
 ACCOUNT = {"provider": "openai", "label": "new", "token": {"env": "NEW_KEY"}}
@@ -210,7 +210,7 @@ def test_a_failure_at_the_last_step_leaves_nothing_behind(tmp_path, monkeypatch)
     def fail(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replace, "back_up", fail)
+    monkeypatch.setattr(edit, "back_up", fail)
     with pytest.raises(KeyboardInterrupt):
         add_account(path, ACCOUNT, ENVIRON)
     assert [p.name for p in tmp_path.iterdir()] == ["accounts.yaml"]

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_pool import named_file
+from account_pool import filesystem
 from account_pool.config import edit, yaml_nodes
-from account_pool.config.edit import add_account
+from account_pool.config.edit import add_account, put_in_place
 from account_pool.config.loader import load
 from account_pool.config.options import FAST_STEPS
-from account_pool.config.problems import ConfigError, Problem
+from account_pool.config.problems import CannotEdit, ConfigError, Problem
 from account_pool.config.providers import unknown_provider
-from account_pool.config.replace import CannotEdit, put_in_place
 
 ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
@@ -687,7 +686,7 @@ def test_a_file_that_is_too_long_is_told() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_what_is_not_a_file_is_told_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_file, "WRITER_S", 0.0)
+    monkeypatch.setattr(filesystem, "WRITER_S", 0.0)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd()))
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from account_pool.admin.http import ApiError
 from account_pool.config.edit import LastAccount, WrongAccount, add_account, remove_account
-from account_pool.config.replace import CannotEdit
+from account_pool.config.problems import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.cooldown import BY_HAND, Cooldown
 from account_pool.core.decision_history import DecisionsShown

@@ -22,7 +22,7 @@ from msgspec import Struct, field
 from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, ApiError
 from account_pool.core import browser
 from account_pool.core.credential import Secret
-from account_pool.named_file import read_file, require_file
+from account_pool.filesystem import read_file, require_file, write_beside
 
 #: Methods that only read (RFC 9110, section 9.2.1).
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -288,11 +288,8 @@ def _make(path: Path) -> None:
     """Write a new token unless there is one. Of two proxies that do, one wins."""
     if path.exists():
         return
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    beside = write_beside(path, new_token().reveal() + "\n")
     try:
-        with os.fdopen(number, "w", encoding="ascii") as file:
-            file.write(new_token().reveal() + "\n")
         _put(beside, path)
     finally:
         beside.unlink(missing_ok=True)

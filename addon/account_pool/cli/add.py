@@ -25,8 +25,7 @@ from account_pool.cli.output import Failed, fail, note, show_json, warn
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import Entry, add_account, require_editable
 from account_pool.config.loader import load
-from account_pool.config.problems import ConfigError
-from account_pool.config.replace import CannotEdit
+from account_pool.config.problems import CannotEdit, ConfigError
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
@@ -42,7 +41,7 @@ from account_pool.credentials.vendor_logins import (
     find_login_file,
     gemini_client,
 )
-from account_pool.home import named_path
+from account_pool.filesystem import named_path
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import form_of, is_token

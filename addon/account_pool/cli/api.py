@@ -19,7 +19,7 @@ from account_pool.cli.output import Failed
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.cli.processes import running_ports
 from account_pool.config.accounts_file import command
-from account_pool.named_file import read_file
+from account_pool.filesystem import read_file
 from account_pool.version import __version__
 
 #: A proxy that is well answers within milliseconds, also under load.

@@ -27,12 +27,11 @@ from pathlib import Path
 
 from account_pool.cli.accounts import mitmproxy_config
 from account_pool.cli.output import Failed, note, show_json
-from account_pool.cli.places import Places, write_whole
+from account_pool.cli.places import Places
 from account_pool.config.accounts_file import shown
 from account_pool.config.options import set_options
 from account_pool.config.problems import ConfigError
-from account_pool.home import expanded
-from account_pool.named_file import read_file, require_file
+from account_pool.filesystem import expanded, read_file, require_file, write_whole
 
 #: These replace what a tool trusts, so that they need the system's authorities as well.
 BUNDLE_VARIABLES: Mapping[str, str] = {
@@ -91,10 +90,10 @@ def write_trust(places: Places, environ: Mapping[str, str]) -> Trust:
     make_authority(places)
     ours = _authority(places.authority)
     whole = joined([*system_authorities(), *_named(environ), ours])
-    write_whole(places.bundle, whole, mode=0o644)
+    write_whole(places.bundle, whole, mode=0o644, durable=False)
     extra = environ.get(_EXTRA)
     if extra and Path(extra) != places.authority:
-        write_whole(places.extra, joined([_text(Path(extra)), ours]), mode=0o644)
+        write_whole(places.extra, joined([_text(Path(extra)), ours]), mode=0o644, durable=False)
         return Trust(bundle=places.bundle, extra=places.extra)
     return Trust(bundle=places.bundle, extra=places.authority)
 
@@ -115,7 +114,7 @@ def upstream_trust(
             return []
         places.make()
         whole = joined([*system_authorities(), *_named(environ)], without=_text(places.authority))
-        write_whole(places.upstream, whole, mode=0o644)
+        write_whole(places.upstream, whole, mode=0o644, durable=False)
     except (OSError, ConfigError):
         return []  # mitmproxy says what is wrong with its own
     return ["--set", f"{_TRUSTED_CA}={places.upstream.absolute()}"]

@@ -33,7 +33,7 @@ from account_pool.core.account import Account
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.command import CommandSource
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
-from account_pool.home import named_path
+from account_pool.filesystem import named_path
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.fleet.url import is_url, parse

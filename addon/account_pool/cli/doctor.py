@@ -62,7 +62,7 @@ from account_pool.core.wrong import Wrong
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.fleet.url import is_url
 from account_pool.version import __version__

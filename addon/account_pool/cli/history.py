@@ -27,7 +27,7 @@ from account_pool.cli.processes import running_ports
 from account_pool.cli.status_view import percent
 from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration
-from account_pool.named_file import require_file
+from account_pool.filesystem import require_file
 
 #: What usage can be summed by: `group` of GET /usage.
 GROUPS = ("account", "provider", "model", "day", "hour", "tool")

@@ -23,11 +23,11 @@ from account_pool.cli.import_items import Found, Left
 from account_pool.cli.output import Failed, fail, note, show, show_json
 from account_pool.config.accounts_file import shown
 from account_pool.config.edit import Entry, add_accounts, require_editable
-from account_pool.config.replace import CannotEdit
+from account_pool.config.problems import CannotEdit
 from account_pool.config.review import twin
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.credentials.sources import AccountEntry
-from account_pool.home import named_path
+from account_pool.filesystem import named_path
 from account_pool.providers.token_forms import hidden
 
 #: A file of accounts is small; a folder of them has one each.

@@ -14,8 +14,7 @@ import typer
 
 from account_pool.cli.commands import app
 from account_pool.cli.output import Failed, fail
-from account_pool.config.problems import ConfigError
-from account_pool.config.replace import CannotEdit
+from account_pool.config.problems import CannotEdit, ConfigError
 
 
 def main() -> None:

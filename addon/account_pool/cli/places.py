@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 
 #: The defaults of mitmproxy: its directory, and the port it listens on.
 CONFDIR = "~/.mitmproxy"
@@ -72,18 +71,3 @@ class Places:
     def extra(self) -> Path:
         """mitmproxy's certificate and those of the user's own NODE_EXTRA_CA_CERTS."""
         return self.confdir / "account-pool-ca-extra.pem"
-
-
-def write_whole(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write *path* so that a reader sees the old text or the new one, never a part."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        draft.replace(path)
-    except OSError as error:
-        # The user knows the file, not the draft.
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        draft.unlink(missing_ok=True)

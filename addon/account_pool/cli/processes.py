@@ -21,8 +21,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from account_pool.cli.places import Places, write_whole
-from account_pool.named_file import read_file
+from account_pool.cli.places import Places
+from account_pool.filesystem import read_file, write_whole
 from account_pool.store import machine
 
 #: A proxy ends within milliseconds of a SIGTERM, once what is under way has had the time of
@@ -222,7 +222,7 @@ def running_ports(confdir: Path) -> list[int]:
 
 def write_record(places: Places, record: Record) -> None:
     """Keep *record*. Raises OSError."""
-    write_whole(places.record, json.dumps(asdict(record)))
+    write_whole(places.record, json.dumps(asdict(record)), durable=False)
 
 
 @contextlib.contextmanager

@@ -45,15 +45,14 @@ from account_pool.cli.environment import (
     variables,
 )
 from account_pool.cli.output import fail, note
-from account_pool.cli.places import CONFDIR, HOST, Places, write_whole
+from account_pool.cli.places import CONFDIR, HOST, Places
 from account_pool.cli.processes import Launch
 from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.config.problems import ConfigError
-from account_pool.config.replace import make_private
 from account_pool.core.account import AccountKey
 from account_pool.credentials.vendor_logins import find_login_file
-from account_pool.home import expanded, named_path
+from account_pool.filesystem import expanded, make_private, named_path, write_whole
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 
@@ -375,7 +374,7 @@ def placeholder_home(own: Path) -> Path:
     # Somebody may have logged in there: that is theirs.
     if not login.exists() or PLACEHOLDER in login.read_text("utf-8", "replace"):
         # Whole: another Codex may be reading it.
-        write_whole(login, json.dumps(_login(datetime.now(UTC))))
+        write_whole(login, json.dumps(_login(datetime.now(UTC))), durable=False)
     return home
 
 

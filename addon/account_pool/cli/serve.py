@@ -26,7 +26,7 @@ from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import OPTION
 from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command
-from account_pool.home import named_path
+from account_pool.filesystem import named_path
 from account_pool.proxy.process import on_sighup
 from account_pool.workers.launcher import launch
 

@@ -26,7 +26,7 @@ from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import VARIABLE, counted, shown
 from account_pool.config.configuration import Config
 from account_pool.credentials.sources import EnvSource, ValueSource, variables_in
-from account_pool.home import expanded, named_path
+from account_pool.filesystem import expanded, named_path
 
 #: Longest time that a program of the system is waited for, and the proxy until it serves, seconds.
 _PROGRAM_S, _READY_S = 30, 30.0

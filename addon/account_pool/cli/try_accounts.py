@@ -30,7 +30,7 @@ from account_pool.core.wrong import Wrong
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.sources import AccountEntry
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.providers.base import CannotSwap, Origin
 from account_pool.proxy import credential_swap
 from account_pool.proxy.store_access import make_store

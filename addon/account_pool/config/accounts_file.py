@@ -24,10 +24,15 @@ from msgspec import Struct
 
 import account_pool
 from account_pool.config.configuration import Config
-from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.replace import CannotEdit, make_private, sync, write_beside
-from account_pool.home import expanded, printable
-from account_pool.named_file import opened_file, read_file
+from account_pool.config.problems import CannotEdit, ConfigError, Problem
+from account_pool.filesystem import (
+    expanded,
+    make_private,
+    opened_file,
+    printable,
+    read_file,
+    write_whole,
+)
 
 
 class Confirmed(Enum):
@@ -157,11 +162,10 @@ def confirmed(path: Path, store: Path) -> Confirmed:
 
 
 def confirm(path: Path, store: Path) -> None:
-    """Keep *path* (absolute) as it is now as confirmed. Raises OSError, CannotEdit."""
+    """Keep *path* (absolute) as it is now as confirmed. Raises OSError."""
     make_private(store.parent)
     text = json.dumps({**_confirmations(store), str(path): _hash(path)}, indent=2)
-    write_beside(store, text + "\n", 0o600).replace(store)
-    sync(store.parent)
+    write_whole(store, text + "\n")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from account_pool.config.yaml_nodes import (
     read_plain,
 )
 from account_pool.core.wrong import shown_key
-from account_pool.named_file import NotAFile, TooLarge, read_file
+from account_pool.filesystem import NotAFile, TooLarge, read_file
 
 Loc = tuple[str | int, ...]
 

@@ -7,8 +7,10 @@ of the file, in one step and with a copy of what was there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +25,10 @@ from account_pool.config.accounts_file import kept, trust_store
 from account_pool.config.configuration import Config
 from account_pool.config.document import MAX_BYTES
 from account_pool.config.loader import load
-from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.replace import CannotEdit, put_in_place, write_beside
+from account_pool.config.problems import CannotEdit, ConfigError, Problem
 from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
-from account_pool.named_file import NotAFile, TooLarge, read_file
+from account_pool.filesystem import NotAFile, TooLarge, opened_file, read_file, sync, write_beside
 from account_pool.providers.base import Provider
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import hidden
@@ -96,7 +97,7 @@ def add_accounts(
     """
     with kept(path.absolute(), trust_store()):
         path = _target(path)
-        draft = write_beside(path, read(path), 0o600)
+        draft = _written_beside(path, read(path), 0o600)
         try:
             for account, provider in additions:
                 with _edited(draft, account, environ, provider, private=True, known=None) as new:
@@ -170,12 +171,58 @@ def _edited(
         found = False
     if not found:
         raise CannotEdit(f"{path.name} cannot be edited by this command; add the account by hand")
-    written = write_beside(path, changed, 0o600 if private else _mode(path))
+    written = _written_beside(path, changed, 0o600 if private else _mode(path))
     try:
         _check(written, path, key, before, problems_of(written, environ, known))
         yield written
     finally:
         written.unlink(missing_ok=True)
+
+
+def _written_beside(path: Path, text: str, mode: int) -> Path:
+    """Write *text* to a new file beside *path*, on the disk when this returns.
+
+    It is never readable by more than *mode* says. Raises CannotEdit.
+    """
+    written = None
+    try:
+        written = write_beside(path, text)
+        written.chmod(mode)
+    except OSError as error:
+        if written is not None:
+            written.unlink(missing_ok=True)
+        raise CannotEdit(f"cannot write in {path.parent} ({error.strerror})") from None
+    return written
+
+
+def put_in_place(new: Path, path: Path) -> Path | None:
+    """Let *new* take the place of *path*; return the copy that is kept of the old file.
+
+    Raises CannotEdit.
+    """
+    try:
+        backup = back_up(path)
+        new.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        # A file that is a mount point of its own, as in a container, cannot be replaced.
+        busy = "; mount its directory, not the file" if error.errno == errno.EBUSY else ""
+        raise CannotEdit(f"{path} cannot be replaced ({error.strerror}){busy}") from None
+    return backup
+
+
+def back_up(path: Path) -> Path | None:
+    """Copy *path* to its name with .bak, for its owner's eyes only; None if it is not there."""
+    if not path.exists():
+        return None
+    backup = path.with_name(path.name + ".bak")
+    # It may be a pipe by now.
+    with opened_file(path) as file:
+        backup.unlink(missing_ok=True)
+        backup.touch(mode=0o600)
+        with backup.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+    return backup
 
 
 def _mode(path: Path) -> int:
@@ -328,7 +375,7 @@ def _remove(path: Path, key: AccountKey) -> bool:
     changed = _without(text, entries, found[0])
     if not _is_right(changed, account_keys(text) - {key}):
         raise CannotEdit(f"{path.name} cannot be edited by this command; remove {key} by hand")
-    written = write_beside(path, changed, _mode(path))
+    written = _written_beside(path, changed, _mode(path))
     try:
         put_in_place(written, path)
     finally:

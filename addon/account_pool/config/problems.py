@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from account_pool.home import printable
+from account_pool.filesystem import printable
 
 #: The texts of two problems that may be one mistake: see `_one_each`.
 UNKNOWN_KEY, MISSING = "unknown key", "is missing"
@@ -63,6 +63,10 @@ def _one_each(problems: Iterable[Problem]) -> list[Problem]:
 def _beside(name: str, key: str) -> str:
     """Return the name of *key* in the mapping that *name* stands in."""
     return f"{name.rpartition('.')[0]}.{key}".removeprefix(".")
+
+
+class CannotEdit(Exception):
+    """The file cannot be changed; the text says why and what to do."""
 
 
 #: What is accepted, by key.

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from account_pool.core.wrong import Wrong, shown, unknown
-from account_pool.home import expanded, named_path
+from account_pool.filesystem import expanded, named_path
 from account_pool.store.fleet.url import REFERENCE_KINDS, REFERENCES, is_url, parse
 
 #: The file of `pool_state` when none is named, in mitmproxy's own directory.

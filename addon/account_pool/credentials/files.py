@@ -23,7 +23,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.sources import OwnThread, Reading, Source, Text, instant, usable
 from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
-from account_pool.named_file import NotAFile, TooLarge, opened_file, read_opened
+from account_pool.filesystem import NotAFile, TooLarge, opened_file, read_opened
 from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.

@@ -19,7 +19,7 @@ from typing import ClassVar
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.sources import OwnThread, Reading, Source, Text
 from account_pool.credentials.vendor_logins import logged_out, tool_of_service
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough to type a password, short enough to report soon that it was not typed.

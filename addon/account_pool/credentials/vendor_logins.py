@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from account_pool.credentials.errors import CredentialError
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.providers.token_forms import jwt_claims
 
 DAY_S = 86400.0

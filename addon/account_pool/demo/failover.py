@@ -26,7 +26,6 @@ from rich.table import Table
 from rich.text import Text
 
 from account_pool.config.accounts_file import command
-from account_pool.config.replace import CannotEdit, make_private, write_beside
 from account_pool.demo import replies
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.exchange import Exchange, Reply, Request, Script
@@ -38,7 +37,7 @@ from account_pool.demo.mitmdump import (
     addon_script,
 )
 from account_pool.demo.provider import Provider
-from account_pool.home import expanded
+from account_pool.filesystem import expanded, make_private, write_whole
 
 #: What the client sends: no account of the pool, so the provider would turn it away.
 CLIENT_TOKEN = "sk-fake-client-000"  # noqa: S105
@@ -309,8 +308,8 @@ def _write_log(text: str) -> str:
     path = expanded(LOG)
     try:
         make_private(path.parent)
-        write_beside(path, f"{text}\n", 0o600).replace(path)
-    except (OSError, CannotEdit):
+        write_whole(path, f"{text}\n", durable=False)
+    except OSError:
         return ""
     return LOG
 

@@ -22,7 +22,7 @@ from account_pool.admin.auth import TOKEN_FILE
 from account_pool.config import accounts_file
 from account_pool.config.problems import ConfigError
 from account_pool.core.pool import Pool
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.proxy import (
     admin_exchange,
     client_handler,

@@ -41,8 +41,8 @@ from account_pool.config.configuration import Config, from_environment
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.state import database_path
 from account_pool.core.account import AccountKey
+from account_pool.filesystem import expanded
 from account_pool.garbage import without_collections
-from account_pool.home import expanded
 from account_pool.proxy.wiring import Changes, Wiring
 from account_pool.store.store import StoreError
 from account_pool.supervision import begun, settled, tasks

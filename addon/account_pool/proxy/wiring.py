@@ -41,8 +41,8 @@ from account_pool.credentials.keeper import Keeper, Publish
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
+from account_pool.filesystem import expanded
 from account_pool.garbage import without_collections
-from account_pool.home import expanded
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps

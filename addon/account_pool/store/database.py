@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from account_pool.named_file import NotAFile, require_file
+from account_pool.filesystem import NotAFile, require_file
 from account_pool.store.machine import Clock, Moment, moment
 from account_pool.store.schema import BESIDE, MIGRATIONS
 from account_pool.store.store import DamagedError, FullError, MovedError, StoreError, UnfitError

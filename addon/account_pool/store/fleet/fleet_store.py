@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from account_pool.core.account import AccountKey
-from account_pool.home import expanded
+from account_pool.filesystem import expanded
 from account_pool.store.fleet.connection import ask
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.history import FleetDecisions, FleetRequests

@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from account_pool.core import claims
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.named_file import read_file
+from account_pool.filesystem import read_file, sync, write_new
 from account_pool.store import agreed
 from account_pool.store.agreed import Decision, Held, Login, Result
 from account_pool.store.fleet.connection import CONNECT_TIMES
@@ -474,16 +474,11 @@ class Unsaved(Struct, frozen=True):
         partial = self.directory / f"{name}-{uuid.uuid4().hex}{_PARTIAL}"
         text = json.dumps({"family": family, "fence": fence, "sealed": sealed})
         try:
-            number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_new(partial, text).replace(path)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-        self._sync_directory()
+        sync(self.directory)
         return path
 
     def entries(self, family: str | None = None) -> Iterator[Entry]:
@@ -509,15 +504,6 @@ class Unsaved(Struct, frozen=True):
 
     def _prefix(self) -> str:
         return f"{_digest(self.pool)}-"
-
-    def _sync_directory(self) -> None:
-        if os.name != "posix":
-            return
-        number = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def _digest(name: str) -> str:

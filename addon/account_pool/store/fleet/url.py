@@ -26,8 +26,7 @@ from msgspec import Struct, field
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
 from account_pool.core.wrong import Wrong
-from account_pool.home import named_path
-from account_pool.named_file import TooLarge, read_file
+from account_pool.filesystem import TooLarge, named_path, read_file
 from account_pool.store.store import StoreError
 
 Kind = Literal["single", "sentinel", "cluster"]

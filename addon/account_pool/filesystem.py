@@ -1,9 +1,12 @@
-"""Reads files whose paths somebody has named: such a path may lead to anything.
+"""Paths as users write them, files that they name, and files of ours.
 
-A pipe that nobody writes to and a terminal keep whoever reads them, and to open a device may do
-something. So what is not a file is not opened, except for a pipe where one is expected, for as
-long as somebody writes to it. A share that is gone keeps its reader in any case: what the proxy
-reads is read in a thread.
+What is named may lead to anything. A pipe that nobody writes to and a terminal keep whoever reads
+them, and to open a device may do something. So what is not a file is not opened, except for a
+pipe where one is expected, for as long as somebody writes to it. A share that is gone keeps its
+reader in any case: what the proxy reads is read in a thread.
+
+What is written is written to a new file beside, for its owner only, and takes the place of what
+was there once it is whole: nobody reads a part, and a full disk leaves none.
 """
 
 from __future__ import annotations
@@ -28,6 +31,33 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISDIR, "a directory"),
 )
+
+
+# -- paths with a `~` or `~name` in front
+
+
+def expanded(path: Path | str) -> Path:
+    """Return *path* as mitmproxy and shells read it: a `~` that has no meaning stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises RuntimeError
+
+
+def printable(path: Path | str) -> str:
+    """Return *path* on one line: a folder of a stranger may have any characters in its name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def named_path(path: Path | str) -> Path:
+    """Return *path*, which a user has named. Raises OSError where its `~` has no meaning.
+
+    Else a folder called `~name` could be made in the working directory.
+    """
+    found = expanded(path)
+    if found.parts[:1] and found.parts[0].startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, "there is no such home directory", str(path))
+    return found
+
+
+# -- files that somebody has named
 
 
 class NotAFile(OSError):
@@ -116,3 +146,72 @@ def _read_pipe(number: int, max_bytes: int) -> bytes:
 
 def _size(size: int) -> str:
     return f"{size // 1024**2} MiB" if size >= 1024**2 else f"{size // 1024} KiB"
+
+
+# -- files of ours
+
+
+def write_new(
+    path: Path, text: str, *, mode: int = 0o600, durable: bool = True, shown: Path | None = None
+) -> Path:
+    """Write the new file *path*, and return it. Raises OSError, about *shown*; none is left then.
+
+    *mode* is who may read it from its first byte on, less what the umask takes; *durable*: it is
+    on the disk when this returns.
+    """
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                if durable:
+                    os.fsync(number)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(shown or path)) from None
+    return path
+
+
+def write_beside(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> Path:
+    """Write a new file in the folder of *path* as `write_new` does, and return it."""
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    return write_new(beside, text, mode=mode, durable=durable, shown=path)
+
+
+def write_whole(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Write *path* so that a reader sees the old text or the new one. Raises OSError."""
+    new = write_beside(path, text, mode=mode, durable=durable)
+    try:
+        new.replace(path)
+        if durable:
+            sync(path.parent)
+    except OSError as error:
+        # The user knows the file, not the one beside it.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def sync(directory: Path) -> None:
+    """Make a new name in *directory* durable, where the system can. Raises OSError."""
+    try:
+        number = os.open(directory, os.O_RDONLY)
+    except PermissionError:  # Windows opens none; one may be written and not read
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def make_private(directory: Path) -> None:
+    """Make *directory* where it is not there, it and what is above it for its owner only.
+
+    Raises OSError.
+    """
+    if not directory.exists():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
