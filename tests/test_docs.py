@@ -31,11 +31,11 @@ from account_pool.config.accounts_file import TRUST_FILE
 from account_pool.config.loader import load
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.config.shapes import json_schema
-from account_pool.config.state import STATE_FILE
 from account_pool.core.instruments import DecisionCounter
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
+from account_pool.store.pool_state import STATE_FILE
 from tests.proxy.helpers import service_of
 
 ROOT = Path(__file__).parent.parent

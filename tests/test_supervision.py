@@ -25,7 +25,7 @@ ALLOWED = {
     "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",
     "proxy/fast/handler.py": "in the place of mitmproxy's own tasks, and named as they are",
     "store/fleet/engine.py": "a thread of the store, which catches everything",
-    "store/fleet/url.py": "a thread that reads a pipe which may stay open; waited for in bounds",
+    "store/pool_state.py": "a thread that reads a pipe which may stay open; waited for in bounds",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
     "cli/tool_login.py": "a thread that copies what a tool prints; waited for in bounds",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",

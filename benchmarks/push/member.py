@@ -25,7 +25,7 @@ from account_pool.proxy import persistence
 from account_pool.proxy.options import Settings
 from account_pool.proxy.service import Service
 from account_pool.store.fleet.fleet_store import FleetStore
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 
 LIMIT = Outcome(
     cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=3600.0, signal="429 code=quota"

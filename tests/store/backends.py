@@ -18,7 +18,7 @@ from tests.store.servers import KINDS, Server, new_pool
 from account_pool.store.fleet import engine as fleet_engine
 from account_pool.store.fleet.engine import Library, library
 from account_pool.store.fleet.fleet_store import FleetStore
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, StoreError
 

@@ -17,8 +17,8 @@ from account_pool.core.credential import Secret
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.token_rows import Keyring
 from account_pool.store.fleet.tokens import SETTLE_S, FleetTokens, Unsaved
-from account_pool.store.fleet.url import parse
 from account_pool.store.machine import Moment
+from account_pool.store.pool_state import parse
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import Tokens, TokenStore
 

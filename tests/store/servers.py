@@ -25,7 +25,7 @@ from tests.patience import PATIENCE_S
 
 from account_pool.demo.certificates import Certificate
 from account_pool.store.fleet.engine import Engine
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 
 #: The engines that stores are held to.
 KINDS = ("redis", "valkey")

@@ -24,7 +24,7 @@ from account_pool.store.fleet.engine import (
     EngineClock,
     Listener,
 )
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.store import DamagedError, FullError, StoreError, UnfitError
 
 pytest.importorskip("redis")

@@ -22,7 +22,7 @@ from account_pool.core.prices import Cost
 from account_pool.core.shares import Ask
 from account_pool.core.snapshot import AccountSnapshot
 from account_pool.store.fleet.fleet_store import FORMAT, FleetStore, inspect
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.store import Numbered, RequestQuery, TableChanges, Tokens
 
 redis = pytest.importorskip("redis")

@@ -23,7 +23,7 @@ from account_pool.core.request_rows import RequestRow
 from account_pool.store.fleet import history
 from account_pool.store.fleet.fleet_store import FleetStore
 from account_pool.store.fleet.history import Entry, entries_of, row_of
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.sqlite_state import SqliteState
 from account_pool.store.store import DamagedError, FullError, Numbered, RequestQuery, StoreError
 

@@ -25,7 +25,7 @@ from tests.store.servers import Server
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.token_rows import Keyring, TokenRows
 from account_pool.store.fleet.tokens import SETTLE_S, FleetTokens, Unsaved
-from account_pool.store.fleet.url import Address, parse
+from account_pool.store.pool_state import Address, parse
 from account_pool.store.store import StoreError, TokenStore
 
 

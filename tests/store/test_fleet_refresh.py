@@ -18,7 +18,7 @@ from account_pool.credentials.refreshable_token import STORE_LOOK_S, Refreshable
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.token_rows import Keyring
 from account_pool.store.fleet.tokens import SETTLE_S, FleetTokens, Unsaved
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 
 
 class Bench:

@@ -30,7 +30,7 @@ from tests.store.servers import (
 from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.fleet_store import FleetStore, inspect
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.store import StoreError
 
 redis = pytest.importorskip("redis")

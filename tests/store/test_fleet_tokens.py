@@ -28,7 +28,7 @@ from account_pool.store.fleet.tokens import (
     Unsaved,
     settle_s,
 )
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.store import DamagedError, FullError, KeptError, StoreError, Tokens
 
 NEXT = Tokens(access=Secret("at-2"), refresh=Secret("rt-2"), expires_at=1800003600.0)

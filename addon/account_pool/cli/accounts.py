@@ -15,11 +15,11 @@ from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.configuration import Config, from_environment
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.state import database_path, read_state
 from account_pool.core.account import AccountKey
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.sources import AccountEntry
 from account_pool.filesystem import expanded, make_private
+from account_pool.store.pool_state import database_path, read_state
 
 #: Of mitmproxy, in its directory; the later one wins.
 CONFIG_NAMES = ("config.yaml", "config.yml")

@@ -28,7 +28,6 @@ from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.review import review
 from account_pool.config.shapes import json_schema
-from account_pool.config.state import database_path
 from account_pool.core.account import Account
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.command import CommandSource
@@ -36,7 +35,7 @@ from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
 from account_pool.filesystem import named_path
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
-from account_pool.store.fleet.url import is_url, parse
+from account_pool.store.pool_state import database_path, is_url, parse
 from account_pool.store.sqlite import count_logins
 from account_pool.store.store import StoreError
 

@@ -54,7 +54,6 @@ from account_pool.config.configuration import Config
 from account_pool.config.notify import NOTIFY_SEND, FromVariable, program_of, read_targets
 from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
-from account_pool.config.state import STATE_FILE, database_path
 from account_pool.core.account import AccountKey
 from account_pool.core.browser import is_loopback
 from account_pool.core.cooldown import BY_HAND
@@ -64,7 +63,7 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
 from account_pool.filesystem import expanded
 from account_pool.providers.registry import BUILT_IN
-from account_pool.store.fleet.url import is_url
+from account_pool.store.pool_state import STATE_FILE, database_path, is_url
 from account_pool.version import __version__
 
 _PACKAGE = "mitmproxy-account-pool"

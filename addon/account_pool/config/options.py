@@ -179,8 +179,8 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "or the URL of a Redis or Valkey that proxies of several machines share: "
         "rediss://user@host:6379/0?pool=team&password=env:NAME. Empty: a file in mitmproxy's own "
         "directory.",
-        reader=_late("config.state", "read_state"),
-        writer=_late("config.state", "write_state")),
+        reader=_late("store.pool_state", "read_state"),
+        writer=_late("store.pool_state", "write_state")),
     PoolOption("github_token", str, "",
         "The GitHub token of a single Copilot account, when there is no accounts file. Other "
         "users of this machine can see it on the command line: prefer GITHUB_TOKEN.",

@@ -20,7 +20,7 @@ from account_pool.config.options import POOL_OPTIONS, PoolOption
 from account_pool.config.problems import MISSING, REMEDIES, UNKNOWN_KEY
 from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.providers.definition import CLASSES, SPELLINGS
-from account_pool.store.fleet.url import REFERENCES
+from account_pool.store.pool_state import REFERENCES
 
 #: The keys of a `token:` mapping.
 TOKEN_KEYS = ("env", "file", "pointer", "command", "keychain", "oauth")

@@ -10,11 +10,11 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from account_pool.config.state import IN_MEMORY
 from account_pool.proxy.draining import Drain
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
 from account_pool.proxy.wiring import Wiring
+from account_pool.store.pool_state import IN_MEMORY
 from account_pool.workers import worker
 from account_pool.workers.channel import Message
 from account_pool.workers.worker import Link

@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from mitmproxy.log import ALERT
 from mitmproxy.options import Options
 
-from account_pool.config.state import database_path
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.instruments import MAX_WAITING
-from account_pool.store.fleet.url import is_url, parse
 from account_pool.store.machine import is_gone
+from account_pool.store.pool_state import database_path, is_url, parse
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import (
     DamagedError,

@@ -24,7 +24,7 @@ from account_pool.credentials.refreshable_token import RefreshableToken, Refresh
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.token_rows import Keyring
 from account_pool.store.fleet.tokens import FleetTokens, Unsaved
-from account_pool.store.fleet.url import parse
+from account_pool.store.pool_state import parse
 from account_pool.store.store import StoreError, Tokens
 
 # What is imported late is imported once for all processes, which are forks.

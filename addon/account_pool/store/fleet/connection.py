@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
 from account_pool.core.wrong import without_secrets
-from account_pool.store.fleet.url import Address, Host, Lookup
+from account_pool.store.pool_state import Address, Host, Lookup
 from account_pool.store.store import DamagedError, FullError, StoreError, UnfitError
 
 #: How large an answer may be.

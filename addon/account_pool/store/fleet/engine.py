@@ -36,7 +36,7 @@ from account_pool.store.fleet.connection import (
     is_stale,
     refusal_error,
 )
-from account_pool.store.fleet.url import Address
+from account_pool.store.pool_state import Address
 from account_pool.store.store import StoreError, UnfitError
 from account_pool.supervision import tasks
 

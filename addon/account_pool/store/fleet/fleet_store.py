@@ -20,7 +20,7 @@ from account_pool.store.fleet.moving import MovingTokens
 from account_pool.store.fleet.state import FleetState
 from account_pool.store.fleet.token_rows import HOW, Keyring, SealingKeyError, TokenRows, era_of
 from account_pool.store.fleet.tokens import FleetTokens, Unsaved
-from account_pool.store.fleet.url import Address, Lookup
+from account_pool.store.pool_state import Address, Lookup
 from account_pool.store.store import StateStore, StoreError, TokenStore
 
 logger = logging.getLogger(__name__)

@@ -47,8 +47,8 @@ from account_pool.store.fleet.token_rows import (
     era_of,
     sealed_with,
 )
-from account_pool.store.fleet.url import COMMAND_TIMEOUT_S, TIMEOUT_S, Address
 from account_pool.store.machine import is_gone
+from account_pool.store.pool_state import COMMAND_TIMEOUT_S, TIMEOUT_S, Address
 from account_pool.store.store import DamagedError, KeptError, StoreError, Tokens
 
 logger = logging.getLogger(__name__)

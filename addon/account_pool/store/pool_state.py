@@ -1,4 +1,4 @@
-"""The URL of a state engine: which hosts, which pool, and where its secrets are written down.
+"""What `pool_state` names: a file, memory, or the URL of a state engine, and where its secrets are.
 
 A URL holds no secret. What is secret is named by a reference: `env:NAME`, `file:PATH` or
 `command:LINE`. That is read once it is needed; no secret is repeated in an error, nor what a
@@ -18,15 +18,15 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from msgspec import Struct, field
 
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
-from account_pool.core.wrong import Wrong
-from account_pool.filesystem import TooLarge, named_path, read_file
+from account_pool.core.wrong import Wrong, shown, unknown
+from account_pool.filesystem import TooLarge, expanded, named_path, read_file
 from account_pool.store.store import StoreError
 
 Kind = Literal["single", "sentinel", "cluster"]
@@ -377,3 +377,70 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(KILLED_S)
+
+
+# -- the option, and `state` in accounts.yaml
+
+#: The file of `pool_state` when none is named, in mitmproxy's own directory.
+STATE_FILE = "account-pool.sqlite"
+#: The value of `pool_state` for none.
+IN_MEMORY = "memory:"
+_STATE_FORM = (
+    "write {url: 'rediss://USER@HOST:6379/0?pool=NAME', password: {env: NAME}, sealing_key: "
+    "{file: PATH}}, the path of a file, or memory:"
+)
+
+
+def read_state(text: str) -> str:
+    """Return *text*: a path, `memory:` or the URL of an engine. Raises Wrong."""
+    if is_url(text):
+        parse(text)
+        return text
+    try:
+        named_path(text)
+    except OSError as error:
+        raise Wrong(f"{shown(text)}: {error.strerror}", _STATE_FORM) from None
+    return text
+
+
+def database_path(state: str, confdir: str) -> Path | None:
+    """Return the file that `pool_state` (*state*) names, None for none.
+
+    Where it names an engine, what only this proxy has is beside the usual file, in *confdir*.
+    """
+    if state == IN_MEMORY:
+        return None
+    if state and not is_url(state):
+        return expanded(state)
+    return expanded(confdir) / STATE_FILE
+
+
+def write_state(value: list[Any] | dict[str, Any]) -> str:
+    """Return the URL for a mapping of accounts.yaml. Raises Wrong."""
+    if not isinstance(value, dict):
+        raise Wrong("it is a list", _STATE_FORM)
+    keys = ("url", *REFERENCES)
+    for key in value:
+        if key not in keys:
+            raise Wrong("it has an unknown key", unknown(str(key), keys))
+    url = value.get("url")
+    if not isinstance(url, str) or not is_url(url):
+        raise Wrong("it has no url of an engine", _STATE_FORM)
+    references = {name: _reference_in(name, value[name]) for name in REFERENCES if name in value}
+    if not references:
+        return read_state(url)
+    query = urlencode(references, quote_via=quote)
+    return read_state(f"{url}{'&' if '?' in url else '?'}{query}")
+
+
+def _reference_in(name: str, value: Any) -> str:
+    # What stands there may be the secret itself.
+    match value:
+        case dict() if len(value) == 1:
+            [(kind, what)] = value.items()
+            if kind in REFERENCE_KINDS and isinstance(what, str) and what:
+                return f"{kind}:{what}"
+    raise Wrong(
+        f"{name} is not a reference",
+        "write {env: NAME}, {file: PATH} or {command: LINE}, never the secret itself",
+    )

@@ -12,8 +12,8 @@ import pytest
 from account_pool.config.options import BY_NAME
 from account_pool.core.credential import Secret
 from account_pool.core.wrong import Wrong
-from account_pool.store.fleet import url as fleet_url
-from account_pool.store.fleet.url import Address, Host, Lookup, Reference, is_url, parse
+from account_pool.store import pool_state
+from account_pool.store.pool_state import Address, Host, Lookup, Reference, is_url, parse
 from account_pool.store.store import StoreError
 
 STATE = BY_NAME["state"]
@@ -199,7 +199,7 @@ def test_a_command_that_prints_for_ever_is_ended_once_that_is_no_secret() -> Non
 
 
 def test_a_command_that_does_not_end_is_ended_with_what_it_has_started(monkeypatch) -> None:
-    monkeypatch.setattr(fleet_url, "COMMAND_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(pool_state, "COMMAND_TIMEOUT_S", 0.0)
     ended, kill_group = list[int](), os.killpg
 
     def kill(group: int, number: int) -> None:
