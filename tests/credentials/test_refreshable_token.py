@@ -17,6 +17,7 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.claims import CLAIM_S, Claim
 from account_pool.core.credential import Secret
+from account_pool.credentials import refreshable_token
 from account_pool.credentials.errors import CredentialError, ExchangeFailed
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse
 from account_pool.credentials.oauth import LoginEnded, OAuthSource, Stop, post_with
@@ -587,6 +588,24 @@ class TestAnAnswerThatNeverCame:
         login._refresher.stop(0.0)
         assert shown(store.load(other.family())) == ("at-2", "rt-2")
         assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    def test_a_disk_that_hangs_does_not_keep_the_proxy_from_its_end(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goes_on, kept = threading.Event(), threading.Event()
+
+        class Hanging(FullDisk):
+            def keep(self) -> None:
+                goes_on.wait(PATIENCE_S)
+                kept.set()
+
+        monkeypatch.setattr(refreshable_token, "KEEP_S", 0.01)
+        bench.store = Hanging(bench.clock)
+        bench.login()._refresher.stop(0.0)
+        assert not kept.is_set()
+        assert "may be lost: the disk does not answer" in caplog.text
+        goes_on.set()
+        assert kept.wait(PATIENCE_S)
 
     def test_nobody_sends_what_is_spent_while_its_answer_is_not_written(self, bench: Bench) -> None:
         bench.store = full = FullDisk(bench.clock)

@@ -17,9 +17,10 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from msgspec import Struct, field
@@ -43,6 +44,7 @@ from account_pool.credentials.sources import moment
 from account_pool.credentials.vendor_logins import log_in_again
 from account_pool.store.machine import Process
 from account_pool.store.store import DamagedError, KeptError, StoreError, Tokens, TokenStore
+from account_pool.supervision import begun
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ TOO_FRESH_S = 60.0
 LOOK_AGAIN_S = 30.0
 #: How often a store that cannot be used is tried, in seconds: nothing is refreshed meanwhile.
 STORE_LOOK_S = 5.0
+#: How long the end waits at least, in seconds: for a look at the store, and for tokens that are
+#: nowhere else, which another program may keep from it for as long as a write waits.
+KEEP_S, SAVE_S = 2.0, 11.0
 #: Refreshes of different logins at once: more than anybody has. A slow server delays its own
 #: logins, for minutes, and no others.
 MAX_AT_ONCE = 4096
@@ -128,9 +133,19 @@ class Refresher(Struct, frozen=True, kw_only=True):
     def stop(self, by: float) -> None:
         """Start no more refreshes, and store what could not be stored before. Blocks.
 
-        Running refreshes may get their response until *by*, seconds of `time.monotonic`.
+        Running refreshes may get their response until *by*, seconds of `time.monotonic`. A disk
+        that does not answer is waited for so long, and for KEEP_S or SAVE_S at least.
         """
         self.stopping.by = by
+        least_s = SAVE_S if any(family.unsaved for family in self.families.values()) else KEEP_S
+        stored = begun(self._store_all)
+        wait([stored], max(by - time.monotonic(), least_s))
+        if stored.done():
+            stored.result()
+        else:
+            logger.error("the newest tokens of a login may be lost: the disk does not answer")
+
+    def _store_all(self) -> None:
         failed: list[StoreError] = []
         writes: list[Callable[[], None]] = [
             partial(self.write, name, family) for name, family in self.families.items()
