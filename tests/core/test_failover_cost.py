@@ -28,7 +28,7 @@ def observe(pool: Pool, lease: Lease, now: float) -> None:
         Window("requests", 0.0, now, model, now + 60.0),
         Window("tokens", 0.5, now, model, now + 0.005),
     ]
-    pool.accounts.observe_headroom(lease.key, windows, now=now, lease=lease)
+    pool.observe_headroom(lease.key, windows, now=now, lease=lease)
 
 
 def fail_over(pool: Pool, model: str, now: float) -> None:

@@ -17,13 +17,13 @@ def test_a_provider_has_what_its_best_account_has():
     pool = pool_of("a", "b", "c")
     for label, shares in (("a", (0.4, 0.9)), ("b", (0.7, 0.6))):
         windows = [window(share, name=f"{n}h", reset_at=1e6) for n, share in enumerate(shares)]
-        pool.accounts.observe_headroom(key(label), windows, now=0.0)
+        pool.observe_headroom(key(label), windows, now=0.0)
     assert noted(pool) == {"openai": 0.6}
 
 
 def test_what_cannot_serve_has_nothing_left():
     pool = pool_of("a")
-    pool.accounts.observe_headroom(key("a"), [window(0.4, reset_at=1e6)], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.4, reset_at=1e6)], now=0.0)
     pool.health.mark_cooldown(key("a"), rate_limit(600), now=0.0)
     assert noted(pool) == {"openai": 0.0}
 

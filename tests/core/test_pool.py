@@ -106,11 +106,11 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
     pool = pool_of("a")
     first, late = pool.acquire(FACTS, now=0.0), pool.acquire(FACTS, now=0.0)
     pool.health.learn_owner(key("a"), "org-1")
-    pool.accounts.observe_headroom(key("a"), [window(0.1)], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.1)], now=0.0)
     pool.release(first, outcome, now=1.0)
     pool.accounts.renewed(key("a"), now=2.0)
     assert shortage(pool, 2.0).may_change
-    pool.accounts.observe_headroom(key("a"), [window(0.1)], now=3.0, lease=late)
+    pool.observe_headroom(key("a"), [window(0.1)], now=3.0, lease=late)
     pool.release(late, outcome, now=3.0)
     pool.accounts.set_credentials(key("a"), keys_of("new"), now=4.0)
     assert available(pool, now=4.0) == {"a"}
@@ -147,7 +147,7 @@ def test_a_provider_without_accounts_is_not_listed() -> None:
         lambda pool, key: pool.health.mark_cooldown(key, BARE_429, now=0.0),
         lambda pool, key: pool.health.mark_failure(key, UNAUTHORIZED, now=0.0),
         lambda pool, key: pool.accounts.clear_cooldown(key, now=0.0),
-        lambda pool, key: pool.accounts.observe_headroom(key, [window(0.5)], now=0.0),
+        lambda pool, key: pool.observe_headroom(key, [window(0.5)], now=0.0),
         lambda pool, key: pool.accounts.set_credentials(key, {}, now=0.0),
     ],
 )
@@ -690,7 +690,7 @@ def test_what_is_left_is_learnt_of_the_account_that_answered() -> None:
     lease = pool.acquire(FACTS, now=0.0)
     pool.accounts.remove(key("a"), now=1.0)
     pool.accounts.add(account("a"), keys_of("a"), now=1.0)
-    pool.accounts.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
+    pool.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
     assert pool.accounts.get(key("a")).headroom is UNKNOWN
     pool.release(lease, OK, now=3.0)
 
@@ -698,7 +698,7 @@ def test_what_is_left_is_learnt_of_the_account_that_answered() -> None:
 def test_clearing_by_hand_forgets_what_was_left() -> None:
     pool = pool_of("a", "b")
     spent = window(0.0, length_s=18000.0, reset_at=9000.0)
-    pool.accounts.observe_headroom(key("a"), [spent], now=0.0)
+    pool.observe_headroom(key("a"), [spent], now=0.0)
     assert served(pool, 1) == ["b"]
     pool.accounts.clear_cooldown(key("a"), now=1.0)
     assert served(pool, 1, now=1.0) == ["a"]
@@ -714,7 +714,7 @@ def test_next_ends_the_turn_of_a_heavy_account() -> None:
 @pytest.mark.parametrize("strategy", ["fill-first", "most-headroom"])
 def test_next_lasts_until_no_other_can_serve(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
-    pool.accounts.observe_headroom(key("b"), [window(0.5)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5)], now=0.0)
     assert served(pool, 1) == ["a"]
     pool.next(PROVIDER, now=0.0)
     assert served(pool, 2) == ["b", "b"]
@@ -1007,7 +1007,7 @@ def test_why_nobody_can_serve_is_looked_up_again_when_that_changes() -> None:
 
 def few_left(pool: Pool, label: str, remaining: float, **changes: Any) -> None:
     told = window(0.1, name="requests", remaining=remaining, reset_at=60.0, **changes)
-    pool.accounts.observe_headroom(key(label), [told], now=0.0)
+    pool.observe_headroom(key(label), [told], now=0.0)
 
 
 def served_by(pool: Pool, facts: RequestFacts = FACTS, now: float = 0.0, **how: Any) -> str:

@@ -271,7 +271,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def observe_headroom(self, who: int, told: Window) -> None:
         key, window = self.someone(who), told.later(self.now)
-        self.pool.accounts.observe_headroom(key, [window], now=self.now)
+        self.pool.observe_headroom(key, [window], now=self.now)
         self.reference.members[key.label].observe(window, self.now)
 
     @rule()

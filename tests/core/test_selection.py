@@ -78,7 +78,7 @@ def test_priority_tiers_come_before_every_policy(strategy: str) -> None:
         account("b", priority=0),
         strategy=strategy,
     )
-    pool.accounts.observe_headroom(key("a"), [window(0.01)], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.01)], now=0.0)
     hold(pool, "a", 5)
     assert order(pool) == ["a", "b", "c"]
 
@@ -232,14 +232,14 @@ def test_fill_first_stays_until_it_cannot_serve() -> None:
 def test_most_headroom_takes_the_largest_share() -> None:
     pool = pool_of("a", "b", "c", strategy="most-headroom")
     for label, share in [("a", 0.2), ("b", 0.7), ("c", 0.5)]:
-        pool.accounts.observe_headroom(key(label), [window(share)], now=0.0)
+        pool.observe_headroom(key(label), [window(share)], now=0.0)
     assert order(pool) == ["b", "c", "a"]
 
 
 def test_most_headroom_equals_go_to_the_soonest_reset() -> None:
     pool = pool_of("a", "b", "c", strategy="most-headroom")
     for label, reset_at in [("a", 300.0), ("b", 100.0), ("c", 200.0)]:
-        pool.accounts.observe_headroom(key(label), [window(0.5, reset_at=reset_at)], now=0.0)
+        pool.observe_headroom(key(label), [window(0.5, reset_at=reset_at)], now=0.0)
     assert order(pool) == ["b", "c", "a"]
 
 
@@ -250,8 +250,8 @@ def test_most_headroom_ties_go_to_the_least_recently_used() -> None:
 
 def test_most_headroom_counts_as_whole_after_its_reset() -> None:
     pool = pool_of("a", "b", strategy="most-headroom")
-    pool.accounts.observe_headroom(key("a"), [window(0.0, reset_at=60.0)], now=0.0)
-    pool.accounts.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.0, reset_at=60.0)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
     assert order(pool, now=59.9) == ["b", "a"]
     assert order(pool, now=60.0) == ["a", "b"]
     assert pool.accounts.get(key("a")).headroom == UNKNOWN
@@ -261,7 +261,7 @@ def test_most_headroom_resets_while_cooling_or_full() -> None:
     pool = pool_of(account("a", max_concurrent=1), "b", "c", strategy="most-headroom")
     for label in "abc":
         left = window(0.1 if label != "c" else 0.5, reset_at=50.0)
-        pool.accounts.observe_headroom(key(label), [left], now=0.0)
+        pool.observe_headroom(key(label), [left], now=0.0)
     (lease,) = hold(pool, "a")
     pool.health.mark_cooldown(key("b"), rate_limit(100.0), now=0.0)
     assert order(pool, now=49.0) == ["c"]
@@ -272,21 +272,21 @@ def test_most_headroom_resets_while_cooling_or_full() -> None:
 
 def test_most_headroom_asks_about_the_model() -> None:
     pool = pool_of("a", "b", "c", strategy="most-headroom")
-    pool.accounts.observe_headroom(key("a"), [window(0.6), window(0.1, model="gpt-5")], now=0.0)
-    pool.accounts.observe_headroom(key("b"), [window(0.5), window(0.4, model="gpt-5")], now=0.0)
-    pool.accounts.observe_headroom(key("c"), [window(0.7), window(0.2, model="*opus*")], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.6), window(0.1, model="gpt-5")], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5), window(0.4, model="gpt-5")], now=0.0)
+    pool.observe_headroom(key("c"), [window(0.7), window(0.2, model="*opus*")], now=0.0)
     assert order(pool) == ["c", "b", "a"]
     assert order(pool, model="gpt-5-mini") == ["c", "a", "b"]
     assert order(pool, model="claude-opus-4") == ["a", "b", "c"]
     # Of two windows the tighter one counts, whatever it covers.
-    pool.accounts.observe_headroom(key("b"), [window(0.05)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.05)], now=0.0)
     assert order(pool) == ["c", "a", "b"]
 
 
 def test_most_headroom_forgets_the_window_of_a_model_when_it_ends() -> None:
     pool = pool_of("a", "b", strategy="most-headroom")
-    pool.accounts.observe_headroom(key("a"), [window(0.1, model="gpt-5", reset_at=60.0)], now=0.0)
-    pool.accounts.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
+    pool.observe_headroom(key("a"), [window(0.1, model="gpt-5", reset_at=60.0)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
     assert order(pool, now=59.0) == ["b", "a"]
     assert order(pool, now=60.0) == ["a", "b"]
 
@@ -303,7 +303,7 @@ def test_soonest_reset_takes_the_long_window_that_ends_first() -> None:
     for label, reset_at in [("a", 90_000.0), ("b", 50_000.0), ("c", 70_000.0)]:
         # A window of hours ends before each of them: the week is what counts.
         hours = window(0.5, name="5h", length_s=18_000.0, reset_at=60_000.0 - reset_at / 2)
-        pool.accounts.observe_headroom(key(label), [hours, week(0.5, reset_at)], now=0.0)
+        pool.observe_headroom(key(label), [hours, week(0.5, reset_at)], now=0.0)
     # Whom nothing is known of is asked once; what tells of nothing then comes last.
     assert order(pool) == ["d", "b", "c", "a"]
     assert served(pool, 3) == ["d", "b", "b"]
@@ -312,26 +312,26 @@ def test_soonest_reset_takes_the_long_window_that_ends_first() -> None:
 
 def test_soonest_reset_needs_room() -> None:
     pool = pool_of("a", "b", strategy="soonest-reset")
-    pool.accounts.observe_headroom(key("a"), [week(0.01, 50_000.0)], now=0.0)
-    pool.accounts.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
+    pool.observe_headroom(key("a"), [week(0.01, 50_000.0)], now=0.0)
+    pool.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
     assert order(pool) == ["b", "a"]
 
 
 def test_soonest_reset_forgets_a_window_that_was_reset() -> None:
     pool = pool_of("a", "b", strategy="soonest-reset")
-    pool.accounts.observe_headroom(key("a"), [week(0.5, 50_000.0)], now=0.0)
-    pool.accounts.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
+    pool.observe_headroom(key("a"), [week(0.5, 50_000.0)], now=0.0)
+    pool.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
     assert served(pool, 2, now=49_999.0) == ["a", "a"]
     # What is known of `a` is older than its reset. It is asked once, and tells nothing.
     assert served(pool, 3, now=50_000.0) == ["a", "b", "b"]
-    pool.accounts.observe_headroom(key("a"), [week(0.9, 80_000.0)], now=50_001.0)
+    pool.observe_headroom(key("a"), [week(0.9, 80_000.0)], now=50_001.0)
     assert served(pool, 2, now=50_002.0) == ["a", "a"]
 
 
 def test_soonest_reset_asks_about_the_model() -> None:
     pool = pool_of("a", "b", strategy="soonest-reset")
-    pool.accounts.observe_headroom(key("a"), [week(0.5, 90_000.0)], now=0.0)
-    pool.accounts.observe_headroom(
+    pool.observe_headroom(key("a"), [week(0.5, 90_000.0)], now=0.0)
+    pool.observe_headroom(
         key("b"),
         [week(0.5, 95_000.0, length_s=400_000.0), week(0.5, 50_000.0, model="*opus*")],
         now=0.0,
@@ -349,7 +349,7 @@ SPENT = {"share": 0.015, "length_s": 18000.0, "reset_at": 9000.0}
 @pytest.mark.parametrize("strategy", POLICIES)
 def test_a_nearly_spent_account_is_the_last(strategy: str) -> None:
     pool = pool_of(account("a"), account("b", priority=1), strategy=strategy)
-    pool.accounts.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
     assert served(pool, 2, now=1.0) == ["b", "b"]
     assert served(pool, 2, now=9000.0) == ["a", "a"]
 
@@ -358,10 +358,10 @@ def test_a_nearly_spent_account_is_the_last(strategy: str) -> None:
 def test_nearly_spent_accounts_serve_when_all_are(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
     for label in "ab":
-        pool.accounts.observe_headroom(key(label), [window(**SPENT)], now=0.0)
+        pool.observe_headroom(key(label), [window(**SPENT)], now=0.0)
     assert set(served(pool, 4, now=1.0)) <= {"a", "b"}
     pool = pool_of("a", "b", strategy=strategy)
-    pool.accounts.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
     pool.health.mark_cooldown(key("b"), rate_limit(10.0), now=0.0)
     assert served(pool, 1, now=1.0) == ["a"]
 
@@ -369,7 +369,7 @@ def test_nearly_spent_accounts_serve_when_all_are(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", POLICIES)
 def test_conversations_that_live_there_stay(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
-    pool.accounts.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
     assert pool.acquire(FACTS, now=1.0, only=key("a")).key == key("a")
 
 
@@ -386,7 +386,7 @@ def test_conversations_that_live_there_stay(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", ["round-robin", "fill-first"])
 def test_what_is_not_nearly_spent(strategy: str, changes: dict[str, Any]) -> None:
     pool = pool_of("a", "b", strategy=strategy)
-    pool.accounts.observe_headroom(key("a"), [window(**SPENT | changes)], now=0.0)
+    pool.observe_headroom(key("a"), [window(**SPENT | changes)], now=0.0)
     assert served(pool, 1, now=1.0) == ["a"]
 
 
@@ -394,7 +394,7 @@ def test_what_is_not_nearly_spent(strategy: str, changes: dict[str, Any]) -> Non
 @pytest.mark.parametrize("model", ["gpt-5", "gpt-*"])
 def test_only_for_the_model_whose_window_it_is(strategy: str, model: str) -> None:
     pool = pool_of("a", account("b", priority=1), strategy=strategy)
-    pool.accounts.observe_headroom(key("a"), [window(**SPENT, model=model)], now=0.0)
+    pool.observe_headroom(key("a"), [window(**SPENT, model=model)], now=0.0)
     assert order(pool, now=1.0) == ["b", "a"]
     assert order(pool, now=1.0, model="o3") == ["a", "b"]
     assert order(pool, now=9000.0) == ["a", "b"]
@@ -403,7 +403,7 @@ def test_only_for_the_model_whose_window_it_is(strategy: str, model: str) -> Non
 def test_a_reset_hours_away_proves_a_long_window() -> None:
     pool = pool_of("a", "b")
     left = window(0.01, name="requests", model="gpt-5", reset_at=7200.0)
-    pool.accounts.observe_headroom(key("a"), [left], now=0.0)
+    pool.observe_headroom(key("a"), [left], now=0.0)
     assert order(pool, now=1.0) == ["b", "a"]
 
 
@@ -413,7 +413,7 @@ def test_a_choice_among_many_walks_past_nobody(strategy: str) -> None:
     pool = pool_of(*(f"a{n}" for n in range(3000)), strategy=strategy)
     for n in range(2999):
         for_model = {"model": "gpt-5"} if n % 2 and strategy != "round-robin" else {}
-        pool.accounts.observe_headroom(key(f"a{n}"), [window(**SPENT, **for_model)], now=0.0)
+        pool.observe_headroom(key(f"a{n}"), [window(**SPENT, **for_model)], now=0.0)
     assert pool.pick(FACTS, now=1.0) is pool.accounts.get(key("a2999"))
     ranked = pool._members[PROVIDER].policy.ranked_for(FACTS.model, 1.0)
     assert next(ranked) is pool.accounts.get(key("a2999"))

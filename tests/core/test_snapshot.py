@@ -93,7 +93,7 @@ def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -
 def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> None:
     pool = pool_of("a", now=0.0)
     pool.health.mark_cooldown(A, rate_limit(until), now=0.0)
-    pool.accounts.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
+    pool.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
     row = kept(pool, 0.0, ahead).accounts[0]
     restored = again(PoolSnapshot(accounts=(row,)), others, ahead, "a")
     assert kept(restored, others, ahead).accounts[0].cooldowns.keys() == {None}
@@ -111,7 +111,7 @@ def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
     hours = window(0.25, told_at=100.0, reset_at=160.0)
     tokens = window(0.5, name="tokens", model="gpt-5", told_at=100.0, limit=8.0, remaining=4.0)
     over = window(0.1, name="7d", told_at=100.0, reset_at=104.0)
-    pool.accounts.observe_headroom(A, [hours, tokens, over], now=100.0)
+    pool.observe_headroom(A, [hours, tokens, over], now=100.0)
     # Five seconds later, by another clock.
     restored = again(kept(pool, 100.0), 10.0, WALL + 5, "a")
     state = restored.accounts.get(A)
@@ -350,10 +350,10 @@ def test_what_is_saved_again_is_the_object_it_was_until_it_or_the_clock_changes(
     for model in ("m1", "m2"):
         limit = rate_limit(60.0, scope=Scope.MODEL, model=model)
         pool.health.mark_cooldown(A, limit, now=0.0)
-        pool.accounts.observe_headroom(A, [window(0.5, model=model)], now=0.0)
+        pool.observe_headroom(A, [window(0.5, model=model)], now=0.0)
     before = saved()
     pool.health.mark_cooldown(A, rate_limit(90.0, scope=Scope.MODEL, model="m2"), now=1.0)
-    pool.accounts.observe_headroom(A, [window(0.4, model="m2", told_at=1.0)], now=1.0)
+    pool.observe_headroom(A, [window(0.4, model="m2", told_at=1.0)], now=1.0)
     for was, now, changed in zip(before, saved(), ("m2", ("5h", "m2")), strict=True):
         assert was.keys() == now.keys()
         assert [name for name in was if was[name] is not now[name]] == [changed]
@@ -367,7 +367,7 @@ def test_what_an_account_no_longer_has_is_not_remembered_to_be_saved() -> None:
     for model in (None, "m1"):
         scope = Scope.ACCOUNT if model is None else Scope.MODEL
         pool.health.mark_cooldown(A, rate_limit(60.0, scope=scope, model=model), now=0.0)
-        pool.accounts.observe_headroom(A, [window(0.5, model=model)], now=0.0)
+        pool.observe_headroom(A, [window(0.5, model=model)], now=0.0)
     snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL)
     with pool.accounts.changing(pool.accounts.get(A), By.HAND, 1.0) as change:
         change.end_cooldowns(among=["m1"])

@@ -147,7 +147,7 @@ def test_status_shows_conversations_what_is_left_and_who_waits(call, service, cl
     for name in ("s", "t"):
         service.sessions.bind(name, one, clock.now())
     week = headroom.Window("7d", 0.62, clock.now(), reset_at=clock.now() + 9000.0)
-    service.pool.accounts.observe_headroom(one, [week], now=clock.now())
+    service.pool.observe_headroom(one, [week], now=clock.now())
     for label in ("one", "two"):
         service.pool.health.mark_cooldown(key(service, label), LIMIT, now=clock.now())
     attempts = Attempts(

@@ -2,7 +2,8 @@
 
 `changing` is the one way in which an account changes: it records what the transition does,
 puts the account where it belongs, marks it as one to be saved and lets waiting requests go
-on. What responses change comes from `health.py`, what requests count from `pool.py`.
+on. What refusals change comes from `health.py`, what requests count, and what responses say is
+left, from `pool.py`.
 Times are monotonic seconds and passed in.
 """
 
@@ -20,7 +21,6 @@ from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind, Transition, decision_of
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
 from account_pool.core.headroom import UNKNOWN, Window, reserved
-from account_pool.core.lease import Lease
 from account_pool.core.members import Members
 from account_pool.core.outcome import BENCHING, Outcome, OutcomeClass
 from account_pool.core.permits import Permits
@@ -61,6 +61,7 @@ class Accounts:
         proxies: how many there are, over which `min_interval` is spread.
         permits: how it returns to accounts carefully, with other proxies.
         starved: accounts that were full when nobody else could serve.
+        listeners: called when one is dirty (`subscribe`).
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
@@ -91,7 +92,7 @@ class Accounts:
         self._positions = count()
         self._by_key: dict[AccountKey, AccountState] = {}
         self.find: Callable[[AccountKey], AccountState | None] = self._by_key.get
-        self._listeners: list[Callable[[], None]] = []
+        self.listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -276,7 +277,7 @@ class Accounts:
                     change.enable()
             return
         members.place(state, now)
-        for listener in tuple(self._listeners):
+        for listener in self.listeners:
             listener()  # and not dirty: nothing of this is saved
         self.on_change(key.provider, now)
 
@@ -393,7 +394,7 @@ class Accounts:
     def mark_dirty(self, key: AccountKey) -> None:
         """*key* is no longer as it was saved."""
         self.dirty.add(key)
-        for listener in tuple(self._listeners):
+        for listener in self.listeners:
             listener()
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -401,38 +402,12 @@ class Accounts:
 
         Returns the function that ends it.
         """
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        self.listeners += (listener,)
 
-    def observe_headroom(
-        self,
-        key: AccountKey,
-        windows: Iterable[Window],
-        *,
-        now: float,
-        lease: Lease | None = None,
-    ) -> None:
-        """Note what *key* has left: a response has told of *windows*. Raises UnknownAccount.
+        def unsubscribe() -> None:
+            self.listeners = tuple(one for one in self.listeners if one is not listener)
 
-        Args:
-            lease: of the request that was answered. If the account has got another
-                credential since, was removed, or is another one of this name, nothing is
-                learnt.
-        """
-        state = self.get(key) if lease is None else lease.state
-        if lease is not None and lease.epoch != lease.state.epoch:
-            return
-        members = self.members[key.provider]
-        if state.headroom.changes_at <= now:
-            members.reset(state, now)
-        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
-        kept = bool(state.reserved or state.account.reserve)
-        if kept:
-            self.update_reserve(state, now)
-        # Reported by every response; mostly no account changes its place for it.
-        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
-            members.place(state, now)
-        self.dirty.add(key)
+        return unsubscribe
 
     def update_reserve(self, state: AccountState, now: float) -> None:
         """Work out anew what the reserve of *state* keeps back."""

@@ -13,13 +13,14 @@ loop calls it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from math import inf
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
+from account_pool.core.headroom import Window
 from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Admission, Lease, RequestFacts, Ticket, shortage
 from account_pool.core.members import Members, RecentFailures
@@ -363,9 +364,42 @@ class Pool:
             return
         provider = lease.key.provider
         self._place(state, self._members[provider], now)
-        self.accounts.mark_dirty(lease.key)
+        # `Accounts.mark_dirty`, without a call: each request comes here.
+        self.accounts.dirty.add(lease.key)
+        for listener in self.accounts.listeners:
+            listener()
         if provider in self.admission.waiting:
             self._let_go_on(provider, now)
+
+    def observe_headroom(
+        self,
+        key: AccountKey,
+        windows: Iterable[Window],
+        *,
+        now: float,
+        lease: Lease | None = None,
+    ) -> None:
+        """Note what *key* has left: a response has told of *windows*. Raises UnknownAccount.
+
+        Args:
+            lease: of the request that was answered. If the account has got another
+                credential since, was removed, or is another one of this name, nothing is
+                learnt.
+        """
+        state = self.accounts.get(key) if lease is None else lease.state
+        if lease is not None and lease.epoch != lease.state.epoch:
+            return
+        members = self._members[key.provider]
+        if state.headroom.changes_at <= now:
+            members.reset(state, now)
+        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
+        kept = bool(state.reserved or state.account.reserve)
+        if kept:
+            self.accounts.update_reserve(state, now)
+        # Reported by every response; mostly no account changes its place for it.
+        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
+            members.place(state, now)
+        self.accounts.dirty.add(key)
 
     def _lease(
         self,

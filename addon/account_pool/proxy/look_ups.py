@@ -208,7 +208,7 @@ class HeadroomLookUps:
         if state is None or held is None or held.secret != credential.secret:
             return  # it is of another credential by now
         self.known.shown(key, shown.windows, shown.reset_credits, now)
-        accounts.observe_headroom(key, shown.windows, now=now)
+        self._service.pool.observe_headroom(key, shown.windows, now=now)
         if any(look_ups.lifted(c, shown.windows, asked_at) for c in state.cooldowns.values()):
             with accounts.changing(state, By.LOOK_UP, now) as change:
                 change.end_cooldowns(lambda c: look_ups.lifted(c, shown.windows, asked_at))

@@ -443,7 +443,7 @@ class ResponseObserver:
                 self._learn_tokens(provider, lease, response, wall_now)
             context = ResponseContext(lease.facts.model, now, wall_now)
             if windows := headroom_parsing.from_headers(response.headers.fields, context):
-                self.pool.accounts.observe_headroom(lease.key, windows, now=now, lease=lease)
+                self.pool.observe_headroom(lease.key, windows, now=now, lease=lease)
         except Exception as e:
             log_and_continue.log(e)
 
@@ -464,9 +464,7 @@ class ResponseObserver:
         if any(mark in content for mark in marks):
             context = ResponseContext(model, self._clock.now(), self._clock.wall_now())
             if windows := headroom_parsing.from_events(content, marks, context):
-                self.pool.accounts.observe_headroom(
-                    lease.key, windows, now=context.now, lease=lease
-                )
+                self.pool.observe_headroom(lease.key, windows, now=context.now, lease=lease)
 
     def end(
         self,
