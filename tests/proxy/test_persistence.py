@@ -337,6 +337,24 @@ async def test_what_an_account_learnt_just_before_it_was_removed_is_known_of_it(
         assert cools(one) == 600
 
 
+async def test_one_that_is_removed_during_a_write_undoes_nothing_of_others(begin: Begin) -> None:
+    (here, ours), (there, theirs) = begin(), begin()
+    there.pool.health.mark_failure(ONE, FORBIDDEN, now=there.now())
+    await theirs._round()
+    serve(here)
+    ours._begin_write()
+    assert ours._work is not None
+    ours._work[1].result()
+    limit(here)
+    here.pool.accounts.remove(ONE, now=here.now())
+    ours._finish_write()
+    for proxy in (ours, theirs):
+        await proxy._round()
+    for service in (there, begin()[0]):
+        assert service.pool.accounts.get(ONE).disabled is not None
+        assert cools(service) == 600
+
+
 async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) -> None:
     service, kept = begin()
     limit(service)

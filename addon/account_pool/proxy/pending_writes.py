@@ -390,6 +390,19 @@ class PendingWrites:
         for name, rows in tables.items():
             self.tables[name].adopt(rows)
 
+    def adopt_left(
+        self,
+        before: Mapping[AccountKey, AccountSnapshot],
+        news: Mapping[AccountKey, AccountSnapshot],
+    ) -> None:
+        """Let accounts that were removed during a write know what others had learnt, too.
+
+        What they do not take over would look as if they had ended it. *before*: as they were
+        written.
+        """
+        for key in self._left.keys() & news.keys():
+            self._left[key] = snapshot.merge(before[key], self._left[key], news[key])
+
     def note_used(self) -> None:
         """Have written when sessions and pins were used last."""
         self._service.pins.note_used(self._service.wall_now())

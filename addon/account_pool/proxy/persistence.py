@@ -448,6 +448,7 @@ class Persistence:
         news = {a.key: a for a in saved.accounts if a != before[a.key]}
         if not news:
             return
+        self.pending.adopt_left(before, news)
         # Times that move would look as changed by us, and what others do then would be undone.
         now, wall = self._clock.both()
         present = snapshot.take(self._accounts, news, wall_now=wall, ahead=self._clock.ahead)
