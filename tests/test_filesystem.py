@@ -216,6 +216,22 @@ def test_a_pipe_that_says_nothing_or_too_much() -> None:
 
 # -- what is written
 
+#: Which make a file of their own beside `filesystem.py`, and why.
+MAKING = {
+    "cli/shared.py": "a log, which is appended to",
+    "store/database.py": "the file that SQLite opens",
+}
+
+
+def test_no_other_file_makes_files_by_itself() -> None:
+    makes = re.compile(r"O_CREAT|mkstemp|NamedTemporaryFile")
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if makes.search(path.read_text("utf-8"))
+    }
+    assert found == {"filesystem.py", *MAKING}
+
 
 def modes() -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().iterdir()}
