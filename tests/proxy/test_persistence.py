@@ -714,8 +714,9 @@ async def test_a_disk_that_hangs_stops_no_start_and_is_used_once_it_answers(
         return opened[-1]
 
     monkeypatch.setattr(StoreAccess, "read", hang)
-    monkeypatch.setattr(persistence, "START_S", 0.01)
-    service, kept = begin()
+    with monkeypatch.context() as at_once:
+        at_once.setattr(persistence, "START_S", 0.01)
+        service, kept = begin()
     assert "the state database takes too long to write; check the disk" in caplog.text
     limit(service)
     goes_on.set()

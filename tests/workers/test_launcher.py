@@ -279,7 +279,10 @@ async def test_what_hangs_is_not_waited_for(launch, monkeypatch):
         asker, hangs, other = [await running.connect() for _ in range(3)]
         numbers = [(await one.served_by())[0] for one in (asker, hangs, other)]
         hangs.writer.write(b"hang\n")
-        assert list(json.loads(await asker.ask("ask"))) == [str(numbers[2])]
+        async with asyncio.timeout(PATIENCE_S):
+            # The other may take longer, too, on a busy machine.
+            while list(json.loads(await asker.ask("ask"))) != [str(numbers[2])]:
+                await asyncio.sleep(0.01)
 
 
 async def test_what_hangs_delays_one_response_and_counts_again_once_it_responds(
