@@ -273,11 +273,14 @@ async def test_a_token_in_a_command_is_not_shown(tmp_path: Path) -> None:
 @needs_proc
 async def test_a_command_that_hangs_is_ended_with_its_helpers(tmp_path: Path) -> None:
     command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/helper; wait")
-    with pytest.raises(CredentialError) as caught:
-        await CommandSource(command, dict(os.environ), timeout_s=0.5).read()
-    assert "did not finish within 0.5 s; run it by hand" in str(caught.value)
-    helper = int((tmp_path / "helper").read_text())
-    await until(lambda: is_gone(helper))
+    helper = tmp_path / "helper"
+    for timeout_s in (0.5, PATIENCE_S):
+        with pytest.raises(CredentialError) as caught:
+            await CommandSource(command, dict(os.environ), timeout_s=timeout_s).read()
+        assert f"did not finish within {timeout_s:g} s; run it by hand" in str(caught.value)
+        if helper.exists() and helper.read_text():  # else the machine was too busy to begin it
+            break
+    await until(lambda: is_gone(int(helper.read_text())))
 
 
 @needs_proc
