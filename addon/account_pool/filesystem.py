@@ -152,7 +152,12 @@ def _size(size: int) -> str:
 
 
 def write_new(
-    path: Path, text: str, *, mode: int = 0o600, durable: bool = True, shown: Path | None = None
+    path: Path,
+    content: str | bytes,
+    *,
+    mode: int = 0o600,
+    durable: bool = True,
+    shown: Path | None = None,
 ) -> Path:
     """Write the new file *path*, and return it. Raises OSError, about *shown*; none is left then.
 
@@ -162,8 +167,8 @@ def write_new(
     try:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with os.fdopen(number, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 if durable:
                     os.fsync(number)
@@ -175,15 +180,19 @@ def write_new(
     return path
 
 
-def write_beside(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> Path:
+def write_beside(
+    path: Path, content: str | bytes, *, mode: int = 0o600, durable: bool = True
+) -> Path:
     """Write a new file in the folder of *path* as `write_new` does, and return it."""
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    return write_new(beside, text, mode=mode, durable=durable, shown=path)
+    return write_new(beside, content, mode=mode, durable=durable, shown=path)
 
 
-def write_whole(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> None:
+def write_whole(
+    path: Path, content: str | bytes, *, mode: int = 0o600, durable: bool = True
+) -> None:
     """Write *path* so that a reader sees the old text or the new one. Raises OSError."""
-    new = write_beside(path, text, mode=mode, durable=durable)
+    new = write_beside(path, content, mode=mode, durable=durable)
     try:
         new.replace(path)
         if durable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import plistlib
 import shutil
 import subprocess
@@ -189,6 +191,32 @@ def test_it_is_installed_and_removed(systemctl, places, tmp_path, monkeypatch, c
     assert run(["service", "remove", "-p", port]) == 1
     assert run(["service", "status", "-p", port]) == 1
     assert "not installed" in capsys.readouterr().out
+
+
+@needs_linux
+def test_a_full_disk_leaves_the_service_that_was_there(
+    systemctl, places, tmp_path, monkeypatch, capsys
+):
+    health(monkeypatch, api.Missing.NOBODY, api.Missing.NOBODY, HERE)
+    port = str(places.port)
+    file = tmp_path / f".config/systemd/user/account-pool-{port}.service"
+    kept = tmp_path / "kept.service"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(kept)
+    assert run(["service", "install", "-p", port]) == 0
+    before = kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run(["service", "install", "-p", port, "--", "--set", "pool_drain=5"]) == 1
+    assert f"{kept}: No space left on device" in capsys.readouterr().err
+    assert kept.read_text() == file.read_text() == before
+    assert run(["service", "install", "-p", port, "--", "--set", "pool_drain=5"]) == 0
+    assert "pool_drain=5" in kept.read_text() and file.is_symlink()
 
 
 @needs_linux

@@ -26,7 +26,7 @@ from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import VARIABLE, counted, shown
 from account_pool.config.configuration import Config
 from account_pool.credentials.sources import EnvSource, ValueSource, variables_in
-from account_pool.filesystem import expanded, named_path
+from account_pool.filesystem import expanded, named_path, write_whole
 
 #: Longest time that a program of the system is waited for, and the proxy until it serves, seconds.
 _PROGRAM_S, _READY_S = 30, 30.0
@@ -300,9 +300,8 @@ def install(
         return fail(api.occupied(plan.port, found))
     service.file.parent.mkdir(parents=True, exist_ok=True)
     # Arguments of `serve` may hold a password (`--set proxyauth=...`).
-    service.file.touch(mode=0o600)
-    service.file.chmod(0o600)
-    service.file.write_bytes(service.definition)
+    # A link stays: some keep such files elsewhere.
+    write_whole(Path(os.path.realpath(service.file)), service.definition)
     print(f"{service.what}: {shown(service.file)}")
     warn(*_unset(loaded, service))
     if (why := _run(service.install)) is not None:
