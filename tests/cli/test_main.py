@@ -85,6 +85,40 @@ def test_a_pipe_may_be_closed_before_all_is_read(tmp_path, lines):
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["add openai work", "check"])
+def test_a_standard_stream_may_be_closed(tmp_path, closed, words):
+    """As cron, and some that start services, leave them."""
+    command = f'exec "$0" -c "from account_pool.cli import main; main()" {words} {closed}'
+    environ = {
+        "PYTHONPATH": str(Path(demo.__file__).parents[2]), "HOME": str(tmp_path), "FAKE_KEY": "x",
+        "ACCOUNT_POOL_ACCOUNTS": str(tmp_path / "accounts.yaml"),
+    }  # fmt: skip
+    (tmp_path / "accounts.yaml").touch(mode=0o600)
+    (tmp_path / "accounts.yaml").write_text(ACCOUNTS)
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], check=False, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, cwd=tmp_path, env=environ,
+    )  # fmt: skip
+    assert "Traceback" not in ended.stderr
+    if words == "add openai work" and "2>&-" not in closed:
+        assert (ended.returncode, ended.stderr[:13]) == (1, "account-pool:")
+
+
+def test_a_name_that_the_pipe_has_no_characters_for_is_shown_all_the_same(tmp_path):
+    """A pipe of Windows is one in cp1252."""
+    (tmp_path / "accounts.yaml").touch(mode=0o600)
+    (tmp_path / "accounts.yaml").write_text(ACCOUNTS.replace("label: spare", "label: ключ"))
+    ended = subprocess.run(
+        [sys.executable, "-c", "from account_pool.cli import main; main()", "check",
+         "--accounts-file", str(tmp_path / "accounts.yaml")],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(demo.__file__).parents[2]), "PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"anthropic/\u043a\u043b\u044e\u0447" in ended.stdout
+
+
 def test_check_shows_accounts_and_no_secrets(capsys, accounts_file):
     assert run(["check", "--accounts-file", str(accounts_file)]) == 0
     out, err = capsys.readouterr()

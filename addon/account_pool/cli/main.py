@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -16,10 +17,27 @@ from account_pool.cli.commands import app
 from account_pool.cli.output import Failed, fail
 from account_pool.config.problems import CannotEdit, ConfigError
 
+_STDERR = 2
+
 
 def main() -> None:
     """Run the command line. Ends the process with the exit code."""
+    _complete_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _complete_streams() -> None:
+    """Have all three standard streams, whatever they were started with, take any text."""
+    # What is opened first would get the number of one that is closed, and a tool would write there.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does it: a pipe of Windows, and a terminal in ASCII, know few characters.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: list[str]) -> int:
