@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from rich.text import Text
 
-from account_pool.cli.status_screen import Asked, Change, PageKind, StatusScreen, Verb
+from account_pool.cli.status_screen import (
+    Asked,
+    Change,
+    PageKind,
+    StatusScreen,
+    Verb,
+    _wrapped,
+)
 from account_pool.core.decision_text import duration
 from tests.cli.pools import (
     ACCOUNTS,
@@ -302,6 +310,16 @@ def test_of_several_proxies_a_decision_names_its_own():
     assert "a/8080: waits" in unnamed and "host:8080" not in unnamed
     both = "\n".join(drawn(screen(decisions=rows)))
     assert "host:8080 a/8080: waits" in both and "host:8081 a/8081: waits" in both
+
+
+def test_what_is_wrapped_has_all_its_characters_and_no_more():
+    said = "env KEY: the variable is not set; set it where the proxy is started, " + "x" * 90
+    for width in range(12, 90):
+        first, *rest = (line.plain.rstrip() for line in _wrapped([Text(said)], width))
+        lines = [first, *(line[2:] for line in rest)]
+        assert "".join(lines).replace(" ", "") == said.replace(" ", "")
+        assert [line for line in lines if "  " in line or "x x" in line] == []
+        assert [line for line in rest if line[:2] != "  " or cell_len(line) > width] == []
 
 
 def test_details_have_everything():

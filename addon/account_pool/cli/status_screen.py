@@ -421,7 +421,8 @@ def _wrapped(lines: Iterable[Text], width: int) -> list[Text]:
         first, *rest = line.wrap(_CONSOLE, width) or [Text()]
         if rest:
             # Wrapped anew: what follows has less room.
-            said = Text(" ").join(rest)
+            said = line[len(first) :]
+            said = said[len(said) - len(said.plain.lstrip()) :]
             rest = [Text("  ").append_text(part) for part in said.wrap(_CONSOLE, width - 2)]
         wrapped += [first, *rest]
     return wrapped
