@@ -45,8 +45,10 @@ class Pages(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """It knows no account."""
         self.rfile.read(int(self.headers["content-length"]))
+        if (Path(sys.argv[2]) / "token").exists() and not self.headers["authorization"]:
+            return self._answer(401, {"error": {"code": "no_token", "message": "it is needed"}})
         error = {"code": "unknown_account", "message": "the pool has no such account"}
-        self._answer(404, {"error": error})
+        return self._answer(404, {"error": error})
 
     def _answer(self, status: int, answer: object) -> None:
         body = json.dumps(answer).encode()

@@ -203,6 +203,16 @@ def test_a_guarded_pool_is_told_from_a_stranger(places, monkeypatch):
         api.accounts(places.port)
 
 
+@pytest.mark.parametrize("words", [["dashboard"], ["disable", "openai/a"], ["next", "openai"]])
+def test_who_has_no_token_changes_nothing_and_reads_why(proxy, places, stub, capsys, words):
+    """Of another user, or with a home of its own: no proxyauth is set there."""
+    (stub / "token").write_text("fake-token")
+    assert run([*words, "-p", str(places.port)]) == 1
+    said = capsys.readouterr().err
+    assert f"you have none in {places.confdir / 'account-pool-admin-token'}" in said
+    assert "proxyauth" not in said
+
+
 @pytest.mark.parametrize(
     "words", [["usage"], ["requests"], ["decisions"], ["list"], ["pin"], ["status"]], ids=" ".join
 )

@@ -147,7 +147,7 @@ class PoolConnection:
         """Return the object the pool answers to a GET of *path*. Raises NoAnswer."""
         had_one = self._kept is not None
         try:
-            return _call(self._connection(), self._port, "GET", path, None, self._token)
+            return _call(self._connection(), self._port, "GET", path, token=self._token)
         except NoProxy as error:
             self.close()
             # An old connection may have ended by itself; that says nothing of the proxy.
@@ -257,18 +257,31 @@ def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     if found is Missing.OTHER:
         raise _not_the_pool(port)
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S)) as connection:
-        return _call(connection, port, "POST", path, body, local_token(port))
+        return _call(connection, port, "POST", path, body, token=local_token(port))
 
 
 def _call(
-    connection: http.client.HTTPConnection, port: int, method: str, path: str, *sent: Any
+    connection: http.client.HTTPConnection,
+    port: int,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    token: str | None,
 ) -> Mapping[str, Any]:
-    """Return the object that answers one request; *sent*: its body and token."""
+    """Return the object that answers one request."""
     try:
-        status, value = _exchange(connection, method, path, *sent)
+        status, value = _exchange(connection, method, path, body, token)
     except (OSError, http.client.HTTPException) as error:
         raise NoProxy(no_proxy(port)) from error
-    if status == 401 and not any(sent):
+    kept = Places.usual(port).confdir / TOKEN_FILE
+    if status == 401 and not token and method != "GET":
+        raise NoAnswer(
+            f"the proxy at {HOST}:{port} requires its admin token, and you have none in {kept}: "
+            "it is beside its state database, for its owner alone",
+            _NO_TOKEN,
+        )
+    if status == 401 and not token:
         raise NoAnswer(
             f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
             f"its dashboard, http://{HOST}:{port}/, asks for it",
@@ -277,7 +290,7 @@ def _call(
     if status == 401:
         raise NoAnswer(
             f"the proxy at {HOST}:{port} does not accept the admin token in "
-            f"{Places.usual(port).confdir / TOKEN_FILE}: its own is beside its state database",
+            f"{kept}: its own is beside its state database",
             _WRONG_TOKEN,
         )
     if isinstance(value, dict) and status in {200, 201}:
