@@ -143,6 +143,7 @@ def test_a_directory_of_that_name_is_no_file(here):
 def test_paths_are_shown_as_people_write_them(tmp_path, monkeypatch):
     assert shown(own_file()) == "~/.config/account-pool/accounts.yaml"
     assert shown(Path("/etc/accounts.yaml")) == "/etc/accounts.yaml"
+    assert shown(own_file().parents[2]) == "~"
     assert counted(1, own_file()) == "1 account of ~/.config/account-pool/accounts.yaml"
     assert counted(3, None) == "3 accounts of the environment"
     monkeypatch.setenv("HOME", "/")

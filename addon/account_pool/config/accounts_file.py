@@ -285,7 +285,7 @@ def shown(path: Path) -> str:
     """Return *path* as a person writes it: with ~ for the home directory."""
     home = expanded("~")
     if home != Path(home.anchor) and path.is_relative_to(home):
-        return printable(f"~/{path.relative_to(home).as_posix()}")
+        return printable(Path("~", path.relative_to(home)).as_posix())
     return printable(path)
 
 
