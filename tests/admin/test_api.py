@@ -749,6 +749,7 @@ async def test_decisions_of_all_proxies(proxy, tmp_path):
         ]
         return rows, said["next"], said["alone"]
 
+    proxy.service.fleet.kind = "file"
     both = [(2, "8081", "openai/two"), (1, "8080", "openai/one")]
     assert await story(other) == await story(proxy) == (both, 2, False)
     for lost in (None, Locked()):
@@ -757,6 +758,12 @@ async def test_decisions_of_all_proxies(proxy, tmp_path):
     await proxy.ask("/account-pool/disable", {"provider": "openai", "label": "one"})
     (last, *_), upto, _ = await story(proxy)
     assert (last, upto) == ((3, "8080", "openai/one"), 2), "it comes again once it is written"
+
+
+async def test_decisions_where_nothing_was_kept_yet(proxy):
+    """A proxy without accounts opens no state: nothing is missing."""
+    proxy.store, proxy.service.fleet.kind = None, None
+    assert told(await proxy.ask("/decisions")) == {"decisions": [], "next": 0, "alone": False}
 
 
 class Locked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,17 @@ def test_as_json_for_programs(here, capsys):
     assert value["accounts"][0]["problem"] is None
     assert "FAKE_UNSET is not set" in value["accounts"][1]["problem"]
     assert "sk-fake" not in json.dumps(value)
+
+
+def test_no_account_as_json(here, capsys, monkeypatch):
+    """Whoever reads it finds JSON, as `list` has it; the exit code says what is missing."""
+    for name in [name for name in os.environ if name.endswith("_API_KEY")]:
+        monkeypatch.delenv(name)
+    assert run(["check", "--json"]) == 1
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert (value["file"], value["accounts"], value["state"]) == (None, [], [])
+    assert err.startswith("account-pool: no account: ")
 
 
 def test_the_schema_for_editors_needs_no_account(here, capsys):

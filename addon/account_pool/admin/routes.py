@@ -329,7 +329,9 @@ async def decisions(context: AdminContext, asked: DecisionsQuery) -> Json:
     since = asked.since if asked.since <= upto else 0
     wanted = (row for row in reversed(rows) if row["number"] > since and _is_wanted(row, asked))
     shown = [_decision_view(row) for row in islice(wanted, asked.limit)]
-    return {"decisions": shown, "next": upto, "alone": known is None}
+    # Without an account nothing is kept yet: no state is missing.
+    alone = known is None and context.service.fleet.kind is not None
+    return {"decisions": shown, "next": upto, "alone": alone}
 
 
 def _is_wanted(row: Mapping[str, Any], asked: DecisionsQuery) -> bool:

@@ -57,6 +57,8 @@ def check_accounts(named: Path | None, environ: Mapping[str, str], *, as_json: b
     """
     loaded = read_accounts(find(named, environ), environ)
     if not loaded.accounts:
+        if as_json:
+            show_json({**_as_json(loaded), "state": []})
         return fail(f"no account: {how_to_add()}")
     facts = look_at(state_of(loaded))
     if as_json:

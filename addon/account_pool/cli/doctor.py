@@ -213,6 +213,9 @@ def _accounts(setup: Setup) -> Iterator[Finding]:
     if not loaded.accounts:
         nowhere = "there is no accounts file, and no key in the environment"
         none = f"{shown(loaded.path)}{also} has none" if loaded.path else nowhere
+        if loaded.path is None and isinstance(setup.proxy, api.Health) and setup.proxy.size:
+            yield _ok("accounts", f"{none}; commands here use those of the proxy")
+            return
         yield _bad("accounts", none, how_to_add())
         return
     yield _ok("accounts", counted(len(loaded.accounts), loaded.path) + also)
