@@ -225,7 +225,26 @@ def test_array_items_are_found_however_they_are_cut(items: list[Any], data: st.D
     assert seen == items
 
 
-@given(st.sampled_from(["sse", "json"]), st.lists(st.binary(max_size=40), max_size=5))
+@pytest.mark.parametrize(
+    ("body", "verdict"),
+    [
+        (b"<!DOCTYPE html>\n<title>Log in</title>", Verdict.REFUSE),
+        (b"\xef\xbb\xbf\r\n <HTML lang=en>", Verdict.REFUSE),
+        (b"<p>a paragraph</p>", Verdict.COMMIT),
+        (b"<htmlish>", Verdict.COMMIT),
+        (b'data: {"a": 1}\n\n', Verdict.COMMIT),
+        (b"", Verdict.COMMIT),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_page_is_known_by_its_beginning(body: bytes, verdict: Verdict, size: int) -> None:
+    g = gate("html")
+    pieces = (body[at : at + size] for at in range(0, len(body), size))
+    decided = next((found for piece in pieces if (found := g.feed(piece))), None) or g.end()
+    assert decided.verdict is verdict
+
+
+@given(st.sampled_from(["sse", "json", "html"]), st.lists(st.binary(max_size=40), max_size=5))
 def test_gate_is_total(shape: Any, chunks: list[bytes]) -> None:
     g = gate(shape)
     for chunk in chunks:
@@ -242,6 +261,8 @@ def test_gate_is_total(shape: Any, chunks: list[bytes]) -> None:
         ("application/json", "json"),
         ("application/json;charset=utf-8", "json"),
         ("application/problem+json", "json"),
+        ("Text/HTML; charset=utf-8", "html"),
+        ("application/xhtml+xml", "html"),
         ("audio/mpeg", None),
         ("text/plain", None),
         ("application/x-ndjson", None),

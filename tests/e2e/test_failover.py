@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from account_pool.demo.exchange import Framing, Reply
@@ -228,7 +230,46 @@ async def test_a_limit_of_one_model_leaves_the_account_to_others(provider, pool_
     assert upstream.journal.statuses == [(FIRST, 429), (SECOND, 200), (FIRST, 200), (SECOND, 200)]
 
 
+#: What a network answers before one has logged in to it.
+PAGE = Reply(
+    headers=(("content-type", "text/html; charset=utf-8"),),
+    steps=(b"<!DOCTYPE html><title>Welcome</title>", b"<form>Log in</form>"),
+)
+
+
+@pytest.mark.parametrize("page", [PAGE, encoded(PAGE, "gzip")], ids=["plain", "gzip"])
+async def test_a_page_in_place_of_an_answer_is_no_success(provider, pool_proxy, page):
+    """Nor is it the account's fault: the same is tried again, then another."""
+    upstream = await provider(by_credential({FIRST: page, SECOND: CHAT}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with proxy.client() as http:
+        answer = await http.request(**chat())
+        accounts = (await http.get(f"{proxy.url}/account-pool")).json()["accounts"]
+    assert answer.content == CHAT.body
+    assert upstream.journal.credentials == [FIRST, FIRST, SECOND]
+    assert [one["state"] for one in accounts] == ["available"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "body"),
+    [
+        ({"headers": {"accept": "text/html"}}, PAGE.body),
+        ({"json": {"input": "Hello?"}}, PAGE.body),  # it may want anything
+        ({}, b'data: {"choices": []}\n\n'),  # a relay's, with a wrong type
+        ({}, b"<p>What the model has written</p>"),
+    ],
+)
+async def test_other_html_is_handed_over(provider, pool_proxy, changed, body):
+    upstream = await provider(lambda _request: replace(PAGE, steps=(body,)))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with proxy.client() as http:
+        answer = await http.request(**{**chat(), **changed})
+    assert answer.content == body
+    assert upstream.journal.credentials == [FIRST]
+
+
 DELIVERED = {
+    "a page": ("openai", chat(), PAGE, [FIRST, FIRST, SECOND]),
     "openai bad request": ("openai", chat(), openai.bad_request(), [FIRST]),
     # One try in place, one other account; that refuses too, so it is the server's.
     "openai overloaded": ("openai", chat(), openai.overloaded(), [FIRST, FIRST, SECOND]),

@@ -29,7 +29,7 @@ from account_pool.core.outcome import (
     UpstreamResponse,
     read_facts,
 )
-from account_pool.core.sse import Judge, Verdict
+from account_pool.core.sse import Judge, Verdict, is_page
 
 # -- where a response names the moment to come back
 
@@ -294,6 +294,9 @@ STATUS_RULES = rules(
         when=lambda facts: facts.edge and not facts.html,
         source="https://developers.cloudflare.com/support/troubleshooting/http-status-codes/"
         "cloudflare-1xxx-errors/error-1015/"),
+    # A login page of a network, with status 200: no account is to blame.
+    Rule("a page in place of an answer", SERVER_ERROR, when=lambda facts: facts.html and
+        facts.status < 400, source="https://www.rfc-editor.org/rfc/rfc8952#section-1"),
     # "invalid or expired", "may have expired": nobody knows.
     Rule("not accepted and said to have expired", AUTH_EXPIRED, status={401},
         phrase=r"(?<!or )(?<!may have )\bexpired\b|(?<!或)已过期(?!或)"),
@@ -354,6 +357,8 @@ class SignalTable(Struct, frozen=True, kw_only=True):
         payload = answer.payload
         if isinstance(payload, list):
             return any(self.judge(None, item) is Verdict.REFUSE for item in payload[:1])
+        if isinstance(payload, str) and is_page(payload):
+            return True
         # Text that is not JSON reaches a judge as None.
         value = None if isinstance(payload, str) else payload
         return self.judge(answer.event, value) is Verdict.REFUSE

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from account_pool.core.json_values import NOT_READ
 
-Shape = Literal["sse", "json"]
+Shape = Literal["sse", "json", "html"]
 
 #: An event that grows beyond this is dropped: nobody's stream needs it.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -40,6 +40,17 @@ HAS_FAILURE = re.compile(
     rb'|"Error"\s*:\s*\{|"(?:msg|errmsg)"\s*:|"success"\s*:\s*false'
 )
 _JSON_BLANK = b" \t\r\n"
+
+#: How a page begins. What is no page, whatever its type says, is handed over: relays exist that
+#: send their event streams as text/html.
+_PAGE = re.compile(r"\s*<(?:!doctype\s+html|html)[\s>]", re.IGNORECASE)
+#: How much of it is looked at.
+_PAGE_CHARS = 256
+
+
+def is_page(text: str) -> bool:
+    """Say whether *text* begins as an HTML document does."""
+    return _PAGE.match(text.removeprefix("\ufeff")) is not None
 
 
 class Verdict(Enum):
@@ -200,12 +211,15 @@ class Gate:
         max_bytes: int = 65_536,
         marks: re.Pattern[bytes] = HAS_ERROR,
     ) -> None:
-        self._judge = judge
+        self._judge = judge if shape != "html" else _refuse
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._events = 0
         self._size = 0
-        self._source: _Events | _Document = _Events() if shape == "sse" else _Document(marks)
+        self._source: _Events | _Document | _Page
+        self._source = (
+            _Events() if shape == "sse" else _Page() if shape == "html" else _Document(marks)
+        )
 
     def feed(self, data: bytes) -> StreamVerdict | None:
         """Take more of the answer; return the decision once there is one."""
@@ -243,6 +257,30 @@ class Gate:
                 text = data if isinstance(data, str) else data.decode("utf-8", "replace")
                 return StreamVerdict(verdict, text if value is None else value, name)
         return None
+
+
+def _refuse(_name: str | None, _value: Any) -> Verdict:
+    return Verdict.REFUSE
+
+
+class _Page:
+    """A page, where one comes: its beginning is the only item."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def read(self, data: bytes) -> Iterator[_Item]:
+        self._buffer += data
+        text = self._buffer[:_PAGE_CHARS].decode("utf-8", "ignore")  # what is cut
+        if is_page(text):
+            yield None, text
+        elif len(text) >= _PAGE_CHARS or text.lstrip("\ufeff \t\r\n")[:1] not in ("", "<"):
+            yield None, None
+
+    def end(self) -> Iterator[_Item]:
+        return iter(())
 
 
 class _Events:
@@ -330,6 +368,7 @@ class _Document:
 def gate_shape(content_type: str) -> Shape | None:
     """Return how an answer of *content_type* is read, None if it cannot refuse.
 
+    A page can where the client expects none.
     Audio, images, plain text and the like are handed over as they come.
     """
     kind = content_type.partition(";")[0].strip().lower()
@@ -337,4 +376,4 @@ def gate_shape(content_type: str) -> Shape | None:
         return "sse"
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return "json"
-    return None
+    return "html" if kind in ("text/html", "application/xhtml+xml") else None

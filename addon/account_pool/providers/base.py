@@ -122,6 +122,17 @@ def body_model(head: RequestHead) -> str | None:
     return (head.json.model or None) if head.json is not None else None
 
 
+def expects_data(head: RequestHead, model: Callable[[RequestHead], str | None]) -> bool:
+    """Say whether a client waits for JSON or events: an HTML page is from something in between.
+
+    It says so, or would take anything from a *model*; what is only fetched may be a page.
+    """
+    accepted = head.headers.get("accept", "").lower()
+    if head.method != "POST" or "html" in accepted:
+        return False
+    return "json" in accepted or "event-stream" in accepted or model(head) is not None
+
+
 def bearer(head: RequestHead) -> str:
     """Return the token of `Authorization`, whatever the scheme; "" if none."""
     _scheme, _, token = head.headers.get("authorization", "").strip().partition(" ")

@@ -414,7 +414,7 @@ class PooledExchange(PooledUpload):
         self.usage_filter = (
             filter_of(event.response, self.context.client) if self.asks_usage else None
         )
-        self.reader = reader = ResponseReader(event.response, provider)
+        self.reader = reader = ResponseReader(event.response, provider, call.head)
         self.service.observer.head(provider, lease, event.response)
         if reader.first is Verdict.COMMIT:
             if not 300 <= event.response.status_code < 400:
