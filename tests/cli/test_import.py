@@ -486,6 +486,15 @@ def test_what_the_pool_has_is_not_added_again(home, capsys):
     assert (home / OWN).read_text().startswith(before)
 
 
+def test_what_reads_the_same_variable_is_not_added_again(home, capsys):
+    """Also where that is not set here."""
+    assert run(["import", "litellm.yaml", "--yes"]) == 0
+    assert "its key stays in the variable AZURE_KEY" in capsys.readouterr().out
+    before = (home / OWN).read_text()
+    assert run(["import", "litellm.yaml", "--yes"]) == 1
+    assert (home / OWN).read_text() == before
+
+
 def test_a_label_that_is_taken_gets_a_number(home):
     file = home / OWN
     file.parent.mkdir(parents=True)

@@ -211,11 +211,17 @@ def review(config: Config, *, wall_now: float) -> Review:
 
 
 def twin(new: AccountEntry, others: Iterable[AccountEntry]) -> AccountKey | None:
-    """Return which of *others* is the same account as *new*, as far as both can be read now."""
-    notices = Notices()
-    for entry in (*others, new):
+    """Return which of *others* is the same account as *new*, as far as both can be read now.
+
+    What reads the same variable, file or item is the same whether it can be read or not.
+    """
+    notices, key = Notices(), new.account.key
+    for entry in others:
+        other = entry.account.key
+        if other.provider == key.provider and other != key and entry.same_credential(new):
+            return other
         notices.take(entry, held_now(entry))
-    key = new.account.key
+    notices.take(new, held_now(new))
     about = (one for notice in notices if notice.key == key for one in notice.about)
     return next((one for one in about if isinstance(one, AccountKey) and one != key), None)
 
