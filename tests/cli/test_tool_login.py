@@ -326,6 +326,14 @@ def test_a_program_may_be_named_from_where_one_is(stage, monkeypatch):
     assert run(["login", "codex", "--label", "work"]) == 0
 
 
+def test_a_program_may_be_named_where_one_is(stage, monkeypatch):
+    stage.does("claude", of("claude"))
+    (stage.folder / "claude").rename(stage.folder / "mine")
+    monkeypatch.chdir(stage.folder)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert run(["login", "claude", "--label", "work", "--program", "./mine"]) == 0
+
+
 def test_a_gemini_with_one_home_only_is_not_started(stage, capsys):
     stage.does("gemini", of("gemini"))
     (stage.folder / "client.js").write_text("")

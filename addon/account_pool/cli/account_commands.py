@@ -206,7 +206,7 @@ def login(
         str | None, typer.Option(help="With copilot: a proxy through which to reach GitHub.")
     ] = None,
     program: Annotated[
-        Path | None,
+        str | None,  # a path loses the "./" in front
         typer.Option(help="With claude, codex, gemini: the tool. [default: found on PATH]"),
     ] = None,
     renew: Annotated[

@@ -135,7 +135,7 @@ class LogIn:
 
     tool: str
     label: str
-    program: Path | None = None
+    program: str | None = None
     renew: bool = False
     more: Sequence[str] = ()
 
@@ -191,7 +191,7 @@ def _find(asked: LogIn, environ: Mapping[str, str]) -> str:
     """Return the program. Raises CannotRun that says how to get it."""
     try:
         # Absolute: the tool is started in a folder of its own, and PATH may have relative entries.
-        return str(Path(find_program(str(asked.program or asked.tool), environ)).absolute())
+        return str(Path(find_program(asked.program or asked.tool, environ)).absolute())
     except CannotRun as error:
         package = TOOLS_THAT_LOG_IN[asked.tool].package
         why = f"{error}; install it: npm install -g {package}, or name it: --program PATH"
