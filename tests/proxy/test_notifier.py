@@ -304,7 +304,7 @@ async def test_a_command_gets_json_and_no_shell(
     code = "import os, sys; open(sys.argv[2], 'w').write(sys.stdin.read() + str(os.environ))"
     await send(Command((sys.executable, "-c", code, "$(touch x); >", str(out))))
     text = out.read_text()
-    assert text.startswith(json.dumps(NOTE))
+    assert text.startswith(f"{json.dumps(NOTE)}\n")  # a line each, where they are appended
     assert "HTTPS_PROXY" not in text
 
 

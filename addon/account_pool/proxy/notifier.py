@@ -340,7 +340,7 @@ async def send(
         case Ntfy(url, topic):
             await _post(http, url, _ntfy(topic, value), timeout_s)
         case Command(arguments):
-            await _run(arguments, target.shown, json.dumps(value), own_port, timeout_s)
+            await _run(arguments, target.shown, f"{json.dumps(value)}\n", own_port, timeout_s)
         case Desktop():
             text = json.dumps({"title": TITLE, "text": value["text"]})
             arguments = desktop_command(str(value["text"]), sys.platform)
