@@ -83,6 +83,15 @@ def test_an_address_in_mitmproxys_own_configuration_counts(became, tmp_path):
         (tmp_path / confdir / "config.yaml").unlink()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, became):
+    """Of mitmproxy it is a traceback."""
+    (tmp_path / "file").touch()
+    for confdir in ("file", "file/in-it"):
+        assert run(["serve", "--set", f"confdir={confdir}"]) == 1
+        err = capsys.readouterr().err
+        assert (err.count("\n"), "directory" in err.lower()) == (1, True)
+
+
 def test_who_has_chosen_columns_of_mitmweb_keeps_them(became, tmp_path):
     chosen = ["--set", "web_columns=path"]
     assert became("--web", *chosen)[1] == [*SCRIPT, *LOOPBACK, *chosen]

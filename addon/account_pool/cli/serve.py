@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -26,7 +27,7 @@ from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import OPTION
 from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command
-from account_pool.filesystem import named_path
+from account_pool.filesystem import expanded, named_path
 from account_pool.proxy.process import on_sighup
 from account_pool.workers.launcher import launch
 
@@ -74,6 +75,9 @@ def serve(
     if program == "mitmweb" and "web_columns" not in _settings(arguments) and _has_columns():
         command += [word for name in COLUMNS for word in ("--set", f"web_columns={name}")]
     places = Places.usual(port or DEFAULT_PORT)
+    confdir = dict(set_options(arguments)).get("confdir")
+    # Where it cannot be made, mitmproxy ends with a traceback.
+    (replace(places, confdir=expanded(confdir)) if confdir else places).make()
     command += upstream_trust(places, environ, arguments)
     # Else a log that goes to a file or a pipe comes in pieces of 8 KiB.
     environ = {"PYTHONUNBUFFERED": "1", **without_own_proxy(environ, places.url)}
