@@ -251,3 +251,30 @@ def test_what_an_answer_lacks_is_one_line(proxy, capsys, words, answer, lacks):
     assert out == ""
     assert err.startswith(f"account-pool: the answer of the proxy has no '{lacks}': it may be of")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        (["usage"], "/usage"),
+        (["requests"], "/requests"),
+        (["decisions"], "/decisions"),
+        (["pin"], "/sessions"),
+        (["enable", "openai/a"], "/account-pool/enable"),
+    ],
+)
+def test_a_page_that_an_older_proxy_has_not_is_one_line(
+    *, proxy, places, capsys, monkeypatch, words, page
+):
+    said = {"error": {"code": "not_found", "message": "no such endpoint"}}
+    ask = api._exchange
+
+    def exchange(connection, method, path, *sent):
+        known = path == "/health"
+        return ask(connection, method, path, *sent) if known else (404, api.Answer(said))
+
+    monkeypatch.setattr(api, "_exchange", exchange)
+    assert run([*words, "-p", str(places.port)]) == 1
+    err = capsys.readouterr().err
+    assert f"the proxy has no {page}: it may be of another version" in err
+    assert err.count("\n") == 1

@@ -30,6 +30,7 @@ _PROBES = 3
 #: As the admin API has them.
 _NO_TOKEN, _WRONG_TOKEN = "no_token", "wrong_token"
 _MAX_BYTES = 16 * 1024 * 1024
+_OTHER_VERSION = f"it may be of another version than {__version__}; start it again"
 
 
 class Missing(StrEnum):
@@ -87,10 +88,7 @@ class Answer(dict[str, Any]):
     """An object of an answer; what is looked up in it in vain is an error for the user."""
 
     def __missing__(self, name: str) -> Any:
-        raise Lacks(
-            f"the answer of the proxy has no {name!r}: it may be of another version than "
-            f"{__version__}; start it again"
-        )
+        raise Lacks(f"the answer of the proxy has no {name!r}: {_OTHER_VERSION}")
 
 
 class PoolConnection:
@@ -297,6 +295,9 @@ def _call(
         return value
     said = value.get("error") if isinstance(value, dict) else None
     if isinstance(said, dict) and isinstance(said.get("message"), str) and "code" in said:
+        if said["code"] == "not_found":
+            page = path.partition("?")[0]
+            raise NoAnswer(f"the proxy has no {page}: {_OTHER_VERSION}", "not_found")
         raise NoAnswer(said["message"], str(said["code"]))
     raise _not_the_pool(port)
 

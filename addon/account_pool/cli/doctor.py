@@ -45,7 +45,7 @@ from account_pool.cli.environment import (
     is_proxy,
     without_hosts,
 )
-from account_pool.cli.output import note, show_json
+from account_pool.cli.output import Failed, note, show_json
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import listeners, running_ports
 from account_pool.cli.service import plan_of, service_of
@@ -126,7 +126,8 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
             new = list(check(setup))
         except Exception as error:  # one thing that cannot be looked at hides no other
             name = check.__name__.strip("_")
-            new = [_note(name, f"could not be looked at ({type(error).__name__})")]
+            why = str(error) if isinstance(error, Failed) else type(error).__name__
+            new = [_note(name, f"could not be looked at ({why})")]
         new = [one for one in new if not _is_known(one, findings)]
         findings += new
         if not as_json:
