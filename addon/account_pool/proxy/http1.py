@@ -57,8 +57,8 @@ from account_pool.proxy.headers import Fields, IndexedHeaders, is_interim
 #: the clients of LLM APIs take.
 MAX_HEAD_BYTES = 256 * 1024
 
-#: Of a connection to a server and what came on it.
-Relay = Callable[[Http1Client, bytes], commands.SendData | None]
+#: Of a connection to a server and what came on it: may that go to the client as it is?
+Relay = Callable[[Http1Client, bytes], bool]
 
 _T = TypeVar("_T", http.Request, http.Response)
 #: A message and the length of its body, as `http1.expected_http_body_size` tells it.
@@ -69,7 +69,7 @@ class _Quick(Http1Connection):
     """What both sides have in common.
 
     Attributes:
-        relay: what sends on chunks as they came, None for those that it does not (`fast.short`).
+        relay: says which chunks are sent on as they came (`fast.short`).
         is_chunked: the body of the last message that came is, or was.
     """
 
@@ -137,8 +137,9 @@ class _Quick(Http1Connection):
 
     def _in_chunks(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
-            sent = self.relay and self.relay(cast(Any, self), event.data)
-            return self._read_chunks(event) if sent is None else _one(sent)
+            if self.relay is not None and self.relay(cast(Any, self), event.data):
+                return _one(commands.SendData(self.context.client, event.data))
+            return self._read_chunks(event)
         if not isinstance(event, HttpEvent):
             del self._handle_event
         return super()._handle_event(event)

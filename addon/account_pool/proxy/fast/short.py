@@ -70,16 +70,16 @@ class Short:
     """Stands in for all layers of one client but the HTTP layer *http*."""
 
     def __init__(self, queue: EventQueue, http: HttpLayer, stream: HttpStream, *ends: Tls) -> None:
-        self._queue, self._stream = queue, stream
+        self._queue, self._stream, self._handler = queue, stream, queue.handler
         self._http: Any = http
         self._server_tls, self._client_tls = ends
         self._client, self._server = http.context.client, http.context.server
-        self._top = queue.handler.layer
+        self._top = self._handler.layer
         self._outer: Any = http.context.layers[1]
 
     def run(self, event: events.Event) -> None:
         """Handle *event*, by either way. Raises nothing."""
-        self._queue.handler.timeout_watchdog.register_activity()
+        self._handler.timeout_watchdog.register_activity()
         try:
             done = self.handle(event)
         except Exception as error:
@@ -116,7 +116,7 @@ class Short:
         top, outer = self._top, self._outer
         server_tls, client_tls = self._server_tls, self._client_tls
         return not (
-            self._queue.handler.layer is not top
+            self._handler.layer is not top
             or "handle_event" in top.__dict__  # another addon's
             or server_tls.tunnel_state is TunnelState.ESTABLISHING
             or outer.doubts
@@ -157,8 +157,15 @@ class Short:
         if answer := pending(tunnel.tls):
             self._queue.carry_out(commands.SendData(connection, answer))
         at: Any = self._http.connections.get(connection)
-        server = getattr(at, "child_layer", None)
-        if getattr(server, "is_chunked", False) and plain and self._relay(server, plain):
+        server: Any = getattr(at, "child_layer", None)
+        if (
+            plain
+            and getattr(server, "is_chunked", False)
+            and server.relay is not None
+            and not self._http.doubts
+            and server.relay(server, plain)
+        ):
+            self._send(self._client, plain)
             plain = b""
         if plain:
             self._http.drive(events.DataReceived(connection, plain), self._carry_out)
@@ -167,16 +174,6 @@ class Short:
             self._http.drive(events.ConnectionClosed(connection), self._carry_out)
         if error is not None:
             self._run(tunnel.end_if_dead())
-
-    def _relay(self, server: Any, data: bytes) -> bool:
-        """Send on *data*, which came on *server*, if that is whole chunks; return whether."""
-        if server.relay is None or self._http.doubts:
-            return False
-        sent = server.relay(server, data)
-        if sent is None:
-            return False
-        self._send(sent.connection, sent.data)
-        return True
 
     def _run(self, source: CommandGenerator[None]) -> None:
         for command in source:
@@ -200,7 +197,7 @@ class Short:
 
     def _send(self, connection: Connection, data: bytes) -> None:
         """Do as `EndingTls.send_data`, where *data* is to be encrypted here."""
-        io = self._queue.handler.transports.get(connection)
+        io = self._handler.transports.get(connection)
         writer = None if io is None else io.writer
         tunnel = None
         if connection is self._client:
@@ -272,19 +269,17 @@ def read(tls: Any, data: bytes) -> tuple[bytes, SSL.Error | None]:
     Beside it, what keeps more from coming: None for a mere wait, `SSL.ZeroReturnError` for
     an end in good order.
     """
-    if data:
-        lent = _from_buffer(data)
-        if _lib.BIO_write(tls._into_ssl, lent, len(data)) != len(data):
-            raise MemoryError("OpenSSL takes no more")
+    if data and _lib.BIO_write(tls._into_ssl, data, len(data)) != len(data):
+        raise MemoryError("OpenSSL takes no more")
     ssl, start = tls._ssl, _buffer.start
     parts, at = [], 0
-    while (count := _lib.SSL_read(ssl, start + at, _BUFFER_BYTES - at)) > 0:
+    while (count := _lib.SSL_read(ssl, start + at if at else start, _BUFFER_BYTES - at)) > 0:
         at += count
         if at > _BUFFER_BYTES - _RECORD_BYTES:
             parts.append(_buffer.bytes[:at])
             at = 0
     error = _lib.SSL_get_error(ssl, count)
-    plain: bytes = _buffer.bytes[:at]
+    plain: bytes = _buffer.bytes[:at] if at else b""
     if parts:
         plain = b"".join([*parts, plain])
     return plain, None if error == _WANT_READ else _error(tls, count)
@@ -369,12 +364,12 @@ def chunks(data: bytes) -> list[bytes] | None:
     return found
 
 
-def relayed(http: Streams, server: Http1Client, data: bytes) -> commands.SendData | None:
-    """Return what sends on *data*, which came on *server*; None where it is to be read."""
+def relayed(http: Streams, server: Http1Client, data: bytes) -> bool:
+    """Say whether *data*, which came on *server*, goes to the client as it is; copy what does."""
     stream: Any = http.streams.get(server.stream_id or 0)
     copy = getattr(stream, "copy", None)
     if copy is None or stream._paused is not None or stream.usage_filter is not None:
-        return None
+        return False
     reader: Any = server.body_reader
     if (
         server.buf
@@ -385,9 +380,8 @@ def relayed(http: Streams, server: Http1Client, data: bytes) -> commands.SendDat
         or reader._reading_trailer
         or getattr(server.state, "__func__", None) is not Http1Connection.read_body
     ):
-        return None
-    client = http.context.client
-    ours = http.connections[client]
+        return False
+    ours = http.connections[http.context.client]
     if (
         getattr(type(ours), "send", None) is not Http1Server.send
         or ours.stream_id != stream.stream_id
@@ -395,14 +389,14 @@ def relayed(http: Streams, server: Http1Client, data: bytes) -> commands.SendDat
         # HTTP/1 looks at them for each piece; nobody has changed them since it began.
         or copy.framed_by is not ours.response.headers.fields
     ):
-        return None
+        return False
     pieces = chunks(data)
     if not pieces:
-        return None
+        return False
     stream.heard = True
     for piece in pieces:
         copy.add(piece)
-    return commands.SendData(client, data)
+    return True
 
 
 # -- what is known
