@@ -33,6 +33,7 @@ class Effort:
         stream_rounds: of streams of each shape.
         wave_rounds, waves: of 10 streams at once; waves per proxy and round.
         failover_rounds, failovers: failing over and plain requests, each, per round.
+        fresh_pools: proxies with few models on cooldown, beside one with many.
         body_rounds: of bodies of each size.
         connection_rounds, connections: of new connections; connections per proxy and round.
         starts: counted starts of each proxy.
@@ -48,6 +49,7 @@ class Effort:
     waves: int
     failover_rounds: int
     failovers: int
+    fresh_pools: int
     body_rounds: int
     connection_rounds: int
     connections: int
@@ -65,6 +67,7 @@ FULL = Effort(
     waves=10,
     failover_rounds=15,
     failovers=40,
+    fresh_pools=8,
     body_rounds=12,
     connection_rounds=20,
     connections=40,
@@ -81,6 +84,7 @@ QUICK = Effort(
     waves=5,
     failover_rounds=5,
     failovers=20,
+    fresh_pools=2,
     body_rounds=3,
     connection_rounds=5,
     connections=20,

@@ -2,6 +2,8 @@
 
 Each request that fails over is for a model of its own: the first account has not refused
 that one yet, so it is asked again, and the models that cool there become more and more.
+What they cost is seen beside a proxy that was just started: both take turns, as the pace of
+a machine changes by more from one minute to the next.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import proxies
 from benchmarks.bench import NO_PROXY, Bench, Line
-from benchmarks.figures import Figure, Target
+from benchmarks.figures import Figure, Target, middle, ratio
 from benchmarks.load import Sent
 from benchmarks.requests import chat
 from benchmarks.rounds import Cost, in_turn
@@ -22,8 +24,12 @@ _REFUSES = "sk-bench-trips-0"
 #: Only the second account may serve this one.
 _PLAIN = "gpt-5-mini"
 _ADDED_MS = 1.0
-#: CPU per failover among the last models, to that among the first: twice the spread of it
+#: CPU of a failover with many models on cooldown, to that with few.
 _GROWTH = 1.15
+#: Refusals compile the patterns that all later ones meet.
+_REFUSED_FIRST = 20
+#: Failovers per round, and rounds, while a proxy has few: up to 100 of the 128 that it remembers.
+_FEW, _FEW_ROUNDS = 5, 16
 
 
 @dataclass(slots=True)
@@ -38,6 +44,37 @@ class _Taken:
         self.total_ms += [reply.total_s * 1e3 for reply in sent.replies]
 
 
+class _Load:
+    """Sends the requests, and counts those that have to fail over.
+
+    Attributes:
+        failing: how many those were.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port, self._texts, self.failing = port, itertools.count(), 0
+
+    def plain(self, line: Line, count: int) -> Sent:
+        return self._send(line, [_PLAIN] * count)
+
+    def fail(self, line: Line, count: int) -> Sent:
+        first, self.failing = self.failing, self.failing + count
+        return self._send(line, [f"gpt-5-model-{n}" for n in range(first, self.failing)])
+
+    def warm_up(self, line: Line) -> None:
+        line.warm_up(chat(self._port, model=_PLAIN), times=50)
+        if line.kind == proxies.POOL:
+            self.fail(line, _REFUSED_FIRST)
+
+    def _send(self, line: Line, models: list[str]) -> Sent:
+        # A conversation each: none is bound to the account that served another.
+        texts = ((model, f"question {next(self._texts)}") for model in models)
+        sent = line.send([chat(self._port, model=model, text=text) for model, text in texts])
+        if sent.not_ok:
+            raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
+        return sent
+
+
 def measure(bench: Bench) -> list[Figure]:
     """Send plain requests, and through the pool as many that the first account refuses."""
     accounts = [
@@ -47,68 +84,68 @@ def measure(bench: Bench) -> list[Figure]:
     kinds = [proxies.BARE, *bench.pools(accounts)]
     count = bench.effort.failovers
     plain, failing = {name: _Taken() for name in (NO_PROXY, *(k.name for k in kinds))}, _Taken()
-    numbers = itertools.count()
+    load, growth = _Load(bench.port), list[Figure]()
+    bench.forget()
     with bench.running(*kinds) as running, bench.lines(1, None, *running) as lines:
         for line in lines:
-            line.warm_up(chat(bench.port, model=_PLAIN), times=50)
-            if line.kind == proxies.POOL:
-                # The first refusals compile the patterns that all others meet.
-                _send(bench, line, [f"gpt-5-model-{next(numbers)}" for _ in range(20)], numbers)
-        bench.forget()
+            load.warm_up(line)
         for line in in_turn(lines, bench.effort.failover_rounds):
-            plain[line.kind].add(_send(bench, line, [_PLAIN] * count, numbers))
+            plain[line.kind].add(load.plain(line, count))
             if line.kind == proxies.POOL:
-                models = [f"gpt-5-model-{next(numbers)}" for _ in range(count)]
-                failing.add(_send(bench, line, models, numbers))
-    figures = _added(bench, plain, failing) if failing.total_ms else []
+                failing.add(load.fail(line, count))
+        if failing.total_ms:
+            growth = _growth(bench, load, lines[-1], kinds[-1])
+    figures = [*_added(plain, failing), *growth, _refused(bench, load)] if growth else []
     return figures + [
         _figure(f"plain request, {name}", statistics.median(taken.total_ms))
         for name, taken in plain.items()
     ]
 
 
-def _send(bench: Bench, line: Line, models: list[str], numbers: itertools.count[int]) -> Sent:
-    # A conversation each: none is bound to the account that served another.
-    sent = line.send([chat(bench.port, model=m, text=f"question {next(numbers)}") for m in models])
-    if sent.not_ok:
-        raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
-    return sent
+def _growth(bench: Bench, load: _Load, many: Line, kind: proxies.Kind) -> list[Figure]:
+    """Compare *many*, on which many models are on cooldown, with proxies that have just begun."""
+    plain, failing = Cost(), {"many": Cost(), "few": Cost()}
+    for _ in range(bench.effort.fresh_pools):
+        with bench.running(kind) as fresh, bench.lines(1, *fresh) as (few,):
+            load.warm_up(few)
+            for line in in_turn([few, many], _FEW_ROUNDS):
+                plain.add(load.plain(line, _FEW))
+                failing["many" if line is many else "few"].add(load.fail(line, _FEW))
+    figures = []
+    of = ("CPU", "cpu_ms", Target(_GROWTH)), ("instructions", "instructions_m", None)
+    for what, unit, target in of:
+        usual = statistics.median([value or 0.0 for value in getattr(plain, unit)])
+        added = {
+            name: [value and value - usual for value in getattr(cost, unit)]
+            for name, cost in failing.items()
+        }
+        name = f"{what} added with many cooling models / with few"
+        figures.append(ratio(name, NAME, added["many"], added["few"], target))
+    return figures
 
 
-def _added(bench: Bench, plain: dict[str, _Taken], failing: _Taken) -> list[Figure]:
+def _added(plain: dict[str, _Taken], failing: _Taken) -> list[Figure]:
     own = plain[proxies.POOL]
     added = statistics.median(failing.total_ms) - statistics.median(own.total_ms)
     round_trip = statistics.median(plain[NO_PROXY].total_ms)
     pairs = zip(failing.cost.cpu_ms, own.cost.cpu_ms, strict=True)
     cpu_ms = [a - b for a, b in pairs if a is not None and b is not None]
-    third = max(len(cpu_ms) // 3, 1)
-    grown = statistics.median(cpu_ms[-third:]) / statistics.median(cpu_ms[:third]) if cpu_ms else 0
-    refused = bench.seen()["credentials"].get(_REFUSES, {}).get("refused", 0)
-    expected = len(failing.total_ms)
     return [
         _figure("added beyond one round trip", added - round_trip, Target(_ADDED_MS)),
         _figure("added", added),
-        Figure(
-            scenario=NAME,
-            name="CPU added, median of rounds",
-            value=statistics.median(cpu_ms) if cpu_ms else None,
-            unit="ms",
-        ),
-        Figure(
-            scenario=NAME,
-            name="CPU added with many cooling models / with few",
-            value=grown or None,
-            target=Target(_GROWTH),
-            note=f"up to {expected} models, {third} rounds each",
-        ),
-        Figure(
-            scenario=NAME,
-            name="requests that failed over",
-            value=float(refused),
-            note=f"of {expected}",
-            failed=refused != expected,
-        ),
+        middle("CPU added, median of rounds", NAME, cpu_ms, "ms"),
     ]
+
+
+def _refused(bench: Bench, load: _Load) -> Figure:
+    refused = bench.seen()["credentials"].get(_REFUSES, {}).get("refused", 0)
+    return Figure(
+        scenario=NAME,
+        name="requests that failed over",
+        value=float(refused),
+        note=f"of {load.failing}",
+        failed=refused != load.failing,
+    )
 
 
 def _figure(name: str, value: float, target: Target | None = None) -> Figure:
