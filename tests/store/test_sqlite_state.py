@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 from tests.store.backends import WALL
 from tests.store.samples import COOLS, FULL, PLAIN, UNKNOWN, WORK, keep, write
 
+from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.cooldown import Endings
 from account_pool.core.credential import Secret
-from account_pool.store import schema
+from account_pool.core.headroom import MAX_WINDOWS, Key, Window
+from account_pool.store import schema, sqlite_accounts
 from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
@@ -51,6 +55,39 @@ def test_a_table_with_no_account_is_damage(path: Path, two) -> None:
     write(one, "pins", [("a", "nobody", WALL)])
     with pytest.raises(StoreError, match="is damaged; keep it"):
         one.read_table("pins")
+
+
+def test_windows_that_stay_are_not_put_into_words_again(two, monkeypatch) -> None:
+    """However many accounts have as many as are kept of one."""
+    one, other = two
+    limits = {each.key: float(n) for n, each in enumerate((FULL, PLAIN), start=1)}
+
+    def windows(key: AccountKey, shares: Iterable[float]) -> dict[Key, Window]:
+        found = [
+            Window("tokens", share, WALL, f"model-{n}", WALL + 60.0, limit=limits[key])
+            for n, share in enumerate(shares)
+        ]
+        return {(window.name, window.model): window for window in found}
+
+    shares = [0.5] * MAX_WINDOWS
+    accounts = [replace(each, windows=windows(each.key, shares)) for each in (FULL, PLAIN)]
+    keep(one, *accounts)
+    said: list[object] = []
+
+    def dumps(value: object) -> str:
+        said.append(value)
+        return json.dumps(value)
+
+    monkeypatch.setattr(sqlite_accounts, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    new = [windows(account.key, [0.25]) for account in accounts]
+    accounts = [
+        replace(account, windows=account.windows | changed)
+        for account, changed in zip(accounts, new, strict=True)
+    ]
+    keep(one, *accounts)
+    texts = [value for value in said if isinstance(value, dict) and "share" in value]
+    assert texts == [window._asdict() for changed in new for window in changed.values()]
+    assert [a.windows for a in keep(other, *accounts)] == [a.windows for a in accounts]
 
 
 def older(path: Path, steps: int, statement: str, *values: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
 from math import inf
 
 from account_pool.core.account import AccountKey
@@ -16,6 +15,10 @@ from account_pool.core.cooldown import NEVER, Cause, Cooldown, Endings
 from account_pool.core.headroom import Key, Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
+from account_pool.core.state import Rows
+
+#: By account, the text of each of its windows.
+Texts = dict[AccountKey, Rows[Key, Window, str]]
 
 
 def read_accounts(
@@ -83,8 +86,13 @@ def write_accounts(
     write: int,
     wall_now: float,
     found: Mapping[AccountKey, AccountSnapshot],
+    *,
+    texts: Texts,
 ) -> None:
-    """Write *accounts*, by the write of this number. *found* is what is there."""
+    """Write *accounts*, by the write of this number.
+
+    *found* is what is there; *texts* is kept from write to write.
+    """
     connection.executemany(
         "INSERT INTO accounts VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) "
         "ON CONFLICT (account) DO UPDATE SET "
@@ -101,7 +109,7 @@ def write_accounts(
                 account.refused,
                 write,
                 account.source,
-                _listed(account.windows.values()) if account.windows else "[]",
+                _listed(account, texts) if account.windows else "[]",
             )
             for account in accounts
         ],
@@ -157,13 +165,14 @@ def _unquoted(text: str | None) -> str | None:
     return None if text is None else str(json.loads(text))
 
 
-def _listed(windows: Iterable[Window]) -> str:
-    """Return *windows* as JSON, which knows no infinity: null."""
-    return f"[{', '.join(map(_window_text, windows))}]"
+def _listed(account: AccountSnapshot, texts: Texts) -> str:
+    """Return the windows of *account* as JSON. Most did not change since the last time."""
+    rows = texts.setdefault(account.key, Rows())
+    return f"[{', '.join(rows.of(account.windows, _window_text).values())}]"
 
 
-@lru_cache(maxsize=128)  # those of an account that did not change; most come once
 def _window_text(window: Window) -> str:
+    """Return *window* as JSON, which knows no infinity: null."""
     reset_at = None if window.reset_at == inf else window.reset_at
     return json.dumps({**window._asdict(), "reset_at": reset_at})
 

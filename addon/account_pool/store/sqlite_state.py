@@ -37,7 +37,7 @@ from account_pool.store.agreed import (
 )
 from account_pool.store.database import IN_MEMORY, Database, with_room
 from account_pool.store.machine import Clock, Process
-from account_pool.store.sqlite_accounts import names, read_accounts, write_accounts
+from account_pool.store.sqlite_accounts import Texts, names, read_accounts, write_accounts
 from account_pool.store.sqlite_history import SqliteDecisions, SqliteRequests
 from account_pool.store.store import (
     GRACE_S,
@@ -92,6 +92,7 @@ class SqliteState:
         #: what the file has, as long as others write nothing
         self._stored: dict[AccountKey, AccountSnapshot] = {}
         self._stored_version: int | None = None
+        self._texts: Texts = {}
         #: of the last write we know of; None: look at everything
         self._data_version: int | None = None
         self._seen = 0
@@ -134,7 +135,7 @@ class SqliteState:
                 for account in merged
                 if self._agreed.is_new(account, found.get(account.key))
             ]
-            write_accounts(connection, new, write + 1, wall_now, found)
+            write_accounts(connection, new, write + 1, wall_now, found, texts=self._texts)
             for table, changes in (lines or {}).items():
                 _write_lines(connection, table, changes, write + 1, wall_now)
             is_new = batch is None or sqlite_history.note_batch(connection, batch, wall_now)
@@ -308,6 +309,7 @@ class SqliteState:
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         self._stored.clear()
+        self._texts.clear()
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE accounts SET last_seen = ? "
