@@ -75,14 +75,18 @@ def test_what_one_releases_does_not_come_back_from_the_other(two) -> None:
 def test_what_began_before_it_was_ended_by_hand_is_over(two, is_first, is_known) -> None:
     one, other = two
     if is_known:
-        keep(one, FULL), keep(other, UNKNOWN)
+        known = replace(FULL, refused="", owner=None, served=0)
+        keep(one, known), keep(other, UNKNOWN)
     later = {m: replace(c, since=WALL + 1, until=WALL + 99) for m, c in FULL.cooldowns.items()}
     older = replace(FULL, cooldowns=later, disabled=replace(FULL.disabled, since=WALL + 1))
-    ended = replace(UNKNOWN, endings=Endings(WALL + 2, WALL + 2, WALL + 2), served=3)
+    # What is left of its allowances is forgotten as well.
+    told = {name: w._replace(told_at=WALL + 1) for name, w in FULL.windows.items()}
+    older = replace(older, windows=told, refused="", owner=None, served=0)
+    ended = replace(UNKNOWN, endings=Endings(WALL + 2, WALL + 2, WALL + 2))
     writes = [(one, ended), (other, older)]
     for store, account in reversed(writes) if is_first else writes:
         [found] = keep(store, account)
-    assert (found.disabled, found.cooldowns, found.endings) == (None, {}, ended.endings)
+    assert found == ended
     newer = replace(COOLS, since=WALL + 3)
     keep(other, ended)
     [found] = keep(other, replace(ended, cooldowns={None: newer}, disabled=FULL.disabled))

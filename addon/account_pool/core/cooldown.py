@@ -115,7 +115,8 @@ class Cause(Struct, frozen=True, kw_only=True):
 class Endings(NamedTuple):
     """When each was last ended other than by time or a response, seconds; minus infinity: never.
 
-    What began before is over, also where another proxy tells of it later.
+    What began before is over, also where another proxy tells of it later. With its cooldowns
+    it is forgotten what was left to an account.
     """
 
     disabling: float = -inf

@@ -333,6 +333,7 @@ def _ended(account: AccountSnapshot, endings: Endings) -> AccountSnapshot:
         account,
         cooldowns={m: c for m, c in account.cooldowns.items() if not endings.ends(c)},
         disabled=disabled if disabled and disabled.since >= endings.disabling else None,
+        windows={k: w for k, w in account.windows.items() if w.told_at >= endings.cooldowns},
     )
 
 
