@@ -138,6 +138,17 @@ def test_an_end_without_a_word_may_be_for_want_of_tls_or_a_certificate(error: OS
     assert "cert=PATH and key=PATH" in said
 
 
+@pytest.mark.parametrize("words", ["HTTP/1.1 408 Request Timeout", "220 mail.example"])
+def test_what_is_no_engine_is_said_without_its_words(words: str) -> None:
+    exceptions = pytest.importorskip("redis.exceptions")
+    error = exceptions.InvalidResponse(f"Protocol Error: {words.encode()!r}")
+    said = str(connection.away_error("the state engine", error))
+    assert said == (
+        "the state engine does not speak as a Redis does; check host and port: they are of "
+        "something else"
+    )
+
+
 def outcome(engine: Engine) -> str:
     try:
         return str(engine.call("ping"))
@@ -306,7 +317,7 @@ def test_one_that_says_too_much_is_not_listened_to(monkeypatch) -> None:
         (b"$-1\r\n", DamagedError, "what is no answer"),
         (b"*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n", DamagedError, "what is no answer"),
         (b"*2\r\n$400\r\n%s\r\n:0\r\n" % (b"9" * 400), DamagedError, "what is no answer"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreError, "cannot be reached"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreError, "does not speak as a Redis does"),
         (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", FullError, "memory"),
         (b"-MISCONF Redis is configured to save RDB snapshots\r\n", StoreError, "to its disk"),
         (b"-NOREPLICAS Not enough good replicas to write.\r\n", StoreError, "too few replicas"),
