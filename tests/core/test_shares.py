@@ -13,7 +13,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
-from account_pool.core.shares import ME, Ask, Share, Shares, fair, given_up, grant
+from account_pool.core.shares import ME, RETURN_S, Ask, Share, Shares, fair, given_up, grant
 
 KEY = AccountKey("openai", "work")
 FACTS = RequestFacts(provider="openai", kind="api_key")
@@ -158,7 +158,7 @@ def test_all_together_never_exceed_it(limit, count, steps):
             case "end" if number % count in asked:
                 proxy.end_look(asked.pop(number % count))
             case "forget" if number % count not in asked:
-                proxy.shares.forget()
+                proxy.shares.forget(count, store.now)
         assert sum(len(p.leases) for p in proxies) <= limit
         assert sum(share.slots for share in store.shares.values()) <= limit
     # Whoever is alone with requests gets all of it in a few looks.
@@ -167,6 +167,7 @@ def test_all_together_never_exceed_it(limit, count, steps):
     for proxy in proxies:
         while proxy.leases:
             proxy.finish()
+    store.now += RETURN_S
     busy = proxies[-1]
     for _ in range(3 * limit + 6):
         busy.request()
@@ -261,9 +262,40 @@ def test_without_a_store_each_uses_an_even_part_of_what_was_never_granted():
     while proxy.leases:
         proxy.finish()
     proxy.look()
-    proxy.shares.forget()
+    proxy.shares.forget(2, 0.0)
     proxy.shares.use_without_store(4, 0.0)
     assert sum(proxy.request() for _ in range(9)) == 4, "that is what it held"
+
+
+def test_who_is_back_first_takes_nothing_of_those_who_are_not_back_yet():
+    """A store that was away for long takes all of them for dead."""
+    store = Store()
+    proxies = proxies_on(store, 6, 3)
+    first, *others = proxies
+    assert [share.slots for share in store.shares.values()] == [2, 2, 2]
+    for proxy in proxies:
+        while proxy.request():
+            pass
+    store.now += 60.0
+    store.shares.clear()
+    for proxy in proxies:
+        proxy.shares.forget(3, store.now)
+    first.proxies = 1
+    for _ in range(9):
+        first.look()
+        first.request()
+        assert sum(len(proxy.leases) for proxy in proxies) == 6
+    for proxy in others:
+        proxy.look()
+    assert [share.slots for share in store.shares.values()] == [2, 2, 2]
+    # In the end those who are not are dead.
+    for proxy in others:
+        del store.shares[proxy.name]
+    store.now += RETURN_S
+    for _ in range(9):
+        first.look()
+        first.request()
+    assert len(first.leases) == 6
 
 
 def test_what_is_granted_for_an_account_that_has_gone_meanwhile_is_given_back():

@@ -10,13 +10,15 @@ slot that is wanted where there are fewer than proxies goes round.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.state import AccountState
 
+#: How long those come back one after the other who have lost a store together, seconds.
+RETURN_S = 15.0
 #: Names this proxy among those that hold shares.
 ME = ""
 
@@ -125,13 +127,25 @@ class Shares:
         self._once: set[AccountKey] = set()
         #: all accounts are to be asked for
         self._all = True
+        #: how many proxies had shares that the store has lost, and when all are back, or dead
+        self._before, self._all_back_at = 1, -inf
 
     def heard(self, shares: Mapping[AccountKey, Mapping[str, Share]]) -> None:
         """Take over what all hold of the accounts of which another proxy is short."""
         self._of_all, self._heard = shares, True
 
-    def forget(self) -> None:
-        """The store has nothing of ours any more: all is to be asked for again."""
+    def forget(self, proxies: int, now: float) -> None:
+        """The store has nothing of ours any more: all is to be asked for again.
+
+        Nor may it have anything of the others. Until they are back this proxy takes no more than
+        it held, or its part: they use what they held.
+
+        Args:
+            proxies: how many there were.
+        """
+        if now >= self._all_back_at:
+            self._before = 1
+        self._before, self._all_back_at = max(proxies, self._before), now + RETURN_S
         self._held.clear()
         self._of_all, self._all = {}, True
 
@@ -165,7 +179,11 @@ class Shares:
                 if held is not None:
                     asks[key] = Ask(0, 0, 0)
                 continue
-            ask = asks[key] = self._ask(state, limit, held, proxies)
+            ask = self._ask(state, limit, held, proxies)
+            if key in self._once and now < self._all_back_at:
+                most = max(ask.slots, limit // self._before)
+                ask = ask._replace(wants=min(ask.wants, most))
+            asks[key] = ask
             if held is not None and ask.slots < state.share:
                 lower[key] = ask.slots
         self._accounts.set_shares(lower, now=now)

@@ -391,7 +391,8 @@ class Persistence:
             in_flight = {s.key: s.in_flight for s in self._accounts if s.in_flight}
             did_run, rows = await self._in_thread(lambda: beat(store, in_flight, about, wall))
             if not did_run:
-                self._shares.forget()  # it hung, and others may have what it held
+                # It hung, and others may have what it held, or all have lost the store.
+                self._shares.forget(self._proxies(), self._now())
             self._fleet.said(about)
             self._fleet.heard(rows, now)
 
@@ -416,10 +417,10 @@ class Persistence:
         self, store: StateStore, tables: Mapping[str, list[Row]], others: Collection[str]
     ) -> None:
         """Begin with *store*: take over its tables, and have all that we know written."""
+        self._shares.forget(self._proxies(), self._now())
         self.access.store, self.others = store, others
         self._clock.follow(store)
         self._beat_at = self._now()
-        self._shares.forget()
         self._service.decided.begin()
         self.pending.begin(tables)
 
