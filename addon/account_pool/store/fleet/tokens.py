@@ -115,7 +115,7 @@ class FleetTokens:
         self._rows = TokenRows(engine, keyring)
         self._keyring = keyring
         self._unsaved = unsaved
-        self._address = engine.address
+        self._address, self._engine_now = engine.address, engine.now
         #: the longest time that any other proxy takes to notice a beginning, as far as is known
         self._slowest_s = 0.0
         self._wall_clock = wall_clock
@@ -322,7 +322,7 @@ class FleetTokens:
 
         Raises OtherKeyError.
         """
-        self._set_clock(reply.now)
+        self._set_clock()
         raw = reply.values[0]
         era = era_of(raw)
         if era is None or (reply.run and era.run != reply.run):
@@ -406,8 +406,9 @@ class FleetTokens:
 
     # -- clocks and words
 
-    def _set_clock(self, now: float) -> None:
-        ahead = round(now - self._wall_clock(), 3)
+    def _set_clock(self) -> None:
+        # Not by the time in one answer, which may have been on its way for long.
+        ahead = round(self._engine_now() - self._wall_clock(), 3)
         if abs(ahead - self._ahead) > CLOCK_JITTER_S:
             self._ahead = ahead
 
