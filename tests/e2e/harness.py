@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -52,9 +53,14 @@ CHROMIUM = next((path for name in _BROWSERS if (path := shutil.which(name))), No
 
 
 def free_port() -> int:
-    """Return a port for a program that does not say which one it took."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port for a program that does not say which one it took.
+
+    None that the system gives to a connection before that program listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def secret(label: str) -> str:

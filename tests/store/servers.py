@@ -11,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.e2e.harness import free_port
 from tests.patience import PATIENCE_S
 
 from account_pool.demo.certificates import Certificate
@@ -62,12 +62,6 @@ def until(done: Callable[[], object]) -> None:
     while not done():
         assert time.monotonic() < over_at, "it does not come"
         threading.Event().wait(LOOK_S)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Server:

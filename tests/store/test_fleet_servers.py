@@ -14,13 +14,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.e2e.harness import free_port
 from tests.store.servers import (
     SLOTS,
     TIMEOUT_S,
     Cluster,
     Server,
     StartServer,
-    free_port,
     new_pool,
     start_cluster,
     start_tls,

@@ -41,6 +41,7 @@ class Echo(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         word = data.decode().strip()
         if word == "hang":
+            say_line("hangs")
             time.sleep(3600)
         elif word.startswith("ask"):
             self._asking = asyncio.ensure_future(self._ask(word[4:] or "name"))

@@ -176,6 +176,7 @@ async def test_connections_that_a_dead_worker_did_not_take_go_to_another(launch)
         number, pid = await second.served_by()
         # It hangs, and is given more.
         second.writer.write(b"hang\n")
+        await running.printed(f"worker {number}: hangs")
         await first.served_by()
         waiting = [await running.connect() for _ in range(8)]
         async with asyncio.timeout(PATIENCE_S):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -39,6 +40,9 @@ _ELSEWHERE = frozenset(
 )
 #: mitmweb's own columns, and comments: there stands who served a request.
 COLUMNS = ("tls", "icon", "path", "method", "status", "comment", "size", "time")
+#: Ports that Linux gives to nobody who does not name them (ip_local_port_range): any other that
+#: is free may be a connection's before the first worker listens.
+_NOT_GIVEN = range(20_000, 32_768)
 
 
 def serve(
@@ -116,9 +120,11 @@ def _one_port(port: int | None, arguments: Sequence[str]) -> list[str]:
     named += [value for name, value in set_options(arguments) if name == "listen_port"]
     if "0" not in named:
         return []
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return ["--listen-port", str(free.getsockname()[1])]
+    for free in random.sample(_NOT_GIVEN, len(_NOT_GIVEN)):
+        with suppress(OSError), socket.socket() as found:
+            found.bind(("", free))
+            return ["--listen-port", str(free)]
+    return []
 
 
 def _values(option: str, arguments: Sequence[str]) -> list[str]:
