@@ -86,7 +86,8 @@ class ScriptedProvider:
 
     async def ask(self, what: str, **more: object) -> Any:
         """Ask what `Provider.asked` answers."""
-        return await self._say({"ask": what, **more})
+        # To the end, whoever is cancelled: the next would read that answer as its own.
+        return await asyncio.shield(asyncio.create_task(self._say({"ask": what, **more})))
 
     async def _say(self, value: object) -> Any:
         assert self._process is not None

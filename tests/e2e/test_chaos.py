@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextlib import suppress
 
 import pytest
 from benchmarks.chaos.clients import End, Seen
 from benchmarks.chaos.faults import ROWS, Must
 from benchmarks.chaos.oracle import Verdict, credential, expected, judge
 from benchmarks.chaos.plan import plan, rows_named
+from benchmarks.chaos.rig import Folder, ScriptedProvider
 from benchmarks.chaos.run import Settings, run, summary
 
 from tests.patience import PATIENCE_S, tries
@@ -78,6 +81,18 @@ def ask(name: str, protocol: str = "h1"):
 
 def seen(status: int = 200, body: bytes = b"", end: End = End.WHOLE, *company: str) -> Seen:
     return Seen(status, [], bytearray(body), end, company=set(company))
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_ones(tmp_path):
+    certificate = Folder.make(tmp_path).certificate
+    async with ScriptedProvider(certificate, seed=1, lanes=1, crowd=0, sabotage="") as provider:
+        asking = asyncio.create_task(provider.ask("dead"))
+        while not provider._asking.locked():
+            await asyncio.sleep(0)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+        assert "leaks" in await provider.ask("report")
 
 
 def test_the_whole_good_answer_is_served():
