@@ -204,3 +204,11 @@ def exit_code(words: list[str]) -> object:
     with pytest.raises(SystemExit) as ended:
         run(words)
     return ended.value.code
+
+
+def test_port_0_of_several_workers_is_one_that_no_connection_takes_meanwhile(monkeypatch):
+    option, port = serve._one_port(0, [])
+    assert option == "--listen-port" and int(port) in serve._NOT_GIVEN
+    # Where none of those may be had, it is one for all of them nevertheless.
+    monkeypatch.setattr(serve, "_NOT_GIVEN", range(0))
+    assert int(serve._one_port(None, ["--listen-port", "0"])[1]) > 0

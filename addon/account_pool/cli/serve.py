@@ -120,10 +120,10 @@ def _one_port(port: int | None, arguments: Sequence[str]) -> list[str]:
     named += [value for name, value in set_options(arguments) if name == "listen_port"]
     if "0" not in named:
         return []
-    for free in random.sample(_NOT_GIVEN, len(_NOT_GIVEN)):
-        with suppress(OSError), socket.socket() as found:
-            found.bind(("", free))
-            return ["--listen-port", str(free)]
+    for number in (*random.sample(_NOT_GIVEN, len(_NOT_GIVEN)), 0):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("", number))
+            return ["--listen-port", str(free.getsockname()[1])]
     return []
 
 
