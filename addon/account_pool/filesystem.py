@@ -46,6 +46,21 @@ def printable(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
+def is_file(path: Path | str) -> bool:
+    """Say whether *path* is a file. `Path.is_file` raises where its folder may not be read."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words why the system does not take a path or a command.
+
+    A ValueError: it is none, with a null character or half a character in it.
+    """
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    return "it has a character that no name can have"
+
+
 def named_path(path: Path | str) -> Path:
     """Return *path*, which a user has named. Raises OSError where its `~` has no meaning.
 
@@ -75,8 +90,8 @@ def require_file(path: Path | str, *, pipe: bool = False) -> os.stat_result:
     """
     try:
         found = os.stat(path)  # noqa: PTH116 - also of a text
-    except ValueError:
-        raise NotAFile(errno.EINVAL, "it has a character that no name can have") from None
+    except ValueError as error:
+        raise NotAFile(errno.EINVAL, reason_of(error)) from None
     _require(found, pipe=pipe)
     return found
 

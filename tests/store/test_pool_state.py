@@ -223,7 +223,11 @@ def test_what_a_command_leaves_behind_is_not_waited_for(tmp_path) -> None:
         os.kill(int((tmp_path / "agent").read_text()), signal.SIGKILL)
 
 
-def test_a_file_that_is_too_long_is_no_secret(tmp_path) -> None:
-    (tmp_path / "key").write_text(HIDDEN * 9999)
-    with pytest.raises(StoreError, match="too long for a secret"):
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(HIDDEN.encode() * 9999, "too long for a secret"), (b"\xff", "is not text; name another")],
+)
+def test_a_file_that_is_too_long_or_no_text_is_no_secret(tmp_path, content, wrong) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(StoreError, match=wrong):
         Lookup("password", Reference("file", str(tmp_path / "key")), {})()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from account_pool.config.configuration import Config
 from account_pool.config.problems import CannotEdit, ConfigError, Problem
 from account_pool.filesystem import (
     expanded,
+    is_file,
     make_private,
     opened_file,
     printable,
@@ -223,7 +223,7 @@ def find(named: str, by: str, environ: Mapping[str, str]) -> Found:
         named=[_named(text, source) for text, source in texts if text.strip()],
         local=_local(),
         own=own,
-        own_exists=_is_file(own),
+        own_exists=is_file(own),
     )
 
 
@@ -278,7 +278,7 @@ def local_file() -> Path | None:
         path = Path.cwd() / NAME
     except OSError:
         return None  # the working directory is gone
-    return path if _is_file(path) else None
+    return path if is_file(path) else None
 
 
 def shown(path: Path) -> str:
@@ -310,11 +310,6 @@ def command() -> str:
         if folder != Path(folder.anchor) and path.is_relative_to(folder):
             return f"./{path.relative_to(folder).as_posix()}"
     return shown(path)
-
-
-def _is_file(path: Path) -> bool:
-    # Unlike Path.is_file it raises nothing where a directory may not be read.
-    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _own_folder() -> Path:

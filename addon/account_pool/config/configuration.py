@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import AccountEntry, EnvSource, Source, ValueSource, literal
+from account_pool.filesystem import is_file
 from account_pool.providers.base import HostRule, Provider
 from account_pool.providers.registry import BUILT_IN
 
@@ -133,6 +133,5 @@ def _github_sources(
     yield from _variables(environ, (*GITHUB_VARIABLES, *variables))
     for directory in directories:
         path = directory / GITHUB_FILE
-        # Unlike Path.is_file it raises nothing where the directory may not be read.
-        if os.path.isfile(path):  # noqa: PTH113
+        if is_file(path):
             yield FileSource(path)

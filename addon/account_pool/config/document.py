@@ -32,7 +32,7 @@ from account_pool.config.yaml_nodes import (
     read_plain,
 )
 from account_pool.core.wrong import shown_key
-from account_pool.filesystem import NotAFile, TooLarge, read_file
+from account_pool.filesystem import NotAFile, TooLarge, read_file, reason_of
 
 Loc = tuple[str | int, ...]
 
@@ -122,8 +122,8 @@ def read(path: Path) -> Document:
         wrong = f"cannot be read ({error.strerror})"
         raise fail(None, wrong, "name the file of the accounts") from None
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise fail(None, f"cannot be read ({reason})", "make it a readable file") from None
+        wrong = f"cannot be read ({reason_of(error)})"
+        raise fail(None, wrong, "make it a readable file") from None
     except UnicodeDecodeError:
         raise fail(None, "is not text in UTF-8", "save it as UTF-8") from None
     try:

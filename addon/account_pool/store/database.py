@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from account_pool.filesystem import NotAFile, require_file
+from account_pool.filesystem import NotAFile, reason_of, require_file
 from account_pool.store.machine import Clock, Moment, moment
 from account_pool.store.schema import BESIDE, MIGRATIONS
 from account_pool.store.store import DamagedError, FullError, MovedError, StoreError, UnfitError
@@ -111,10 +111,9 @@ class Database:
             if path != IN_MEMORY:
                 _make_private(self._file)
         except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).lower()
             kind = "used" if isinstance(error, NotAFile | ValueError) else "made private"
             raise StoreError(
-                f"the state database {path} cannot be {kind} ({reason}); "
+                f"the state database {path} cannot be {kind} ({reason_of(error)}); "
                 "set pool_state to a file of your own, or to memory:"
             ) from None
         self._connection = self._open()
@@ -404,9 +403,9 @@ def put_aside(path: Path, *, saved: bool = False) -> Path:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
         raise StoreError(
-            f"the state database {path} is damaged and cannot be renamed ({reason}); move it"
+            f"the state database {path} is damaged and cannot be renamed ({reason_of(error)}); "
+            "move it"
         ) from None
     return aside
 

@@ -26,7 +26,7 @@ from msgspec import Struct, field
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
 from account_pool.core.wrong import Wrong, shown, unknown
-from account_pool.filesystem import TooLarge, expanded, named_path, read_file
+from account_pool.filesystem import TooLarge, expanded, named_path, read_file, reason_of
 from account_pool.store.store import StoreError
 
 Kind = Literal["single", "sentinel", "cluster"]
@@ -290,11 +290,13 @@ def _of_file(name: str, path: str) -> str:
         raise StoreError(
             f"{name}: the file {path} is too long for a secret; name another"
         ) from None
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or type(error).__name__).lower()
+    except OSError as error:
         raise StoreError(
-            f"{name}: the file {path} cannot be read ({reason}); create it, or correct its mode"
+            f"{name}: the file {path} cannot be read ({reason_of(error)}); create it, or correct "
+            "its mode"
         ) from None
+    except UnicodeDecodeError:
+        raise StoreError(f"{name}: the file {path} is not text; name another") from None
 
 
 def _program(line: str) -> str:

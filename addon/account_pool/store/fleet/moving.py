@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
+from account_pool.filesystem import reason_of
 from account_pool.store.database import Database
 from account_pool.store.fleet.tokens import Adopted, FleetTokens
 from account_pool.store.machine import is_gone
@@ -275,8 +276,8 @@ def open_file(path: Path) -> Iterator[FormerFile | None]:
     try:
         is_there = path.exists()
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise StoreError(f"the state database {path} cannot be read ({reason})") from None
+        why = reason_of(error)
+        raise StoreError(f"the state database {path} cannot be read ({why})") from None
     if not is_there:
         yield None
         return

@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from account_pool.core import claims
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.filesystem import read_file, sync, write_new
+from account_pool.filesystem import read_file, reason_of, sync, write_new
 from account_pool.store import agreed
 from account_pool.store.agreed import Decision, Held, Login, Result
 from account_pool.store.fleet.connection import CONNECT_TIMES
@@ -386,10 +386,9 @@ class FleetTokens:
             sealed = self._rows.seal(family, tokens, fence)
             path = self._unsaved.put(family, fence, sealed, mark=tokens.refresh.digest())
         except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
             self._say(
-                f"{self._unsaved.directory} cannot be written ({reason}): while the state engine "
-                "is away, a refreshed login is in memory only"
+                f"{self._unsaved.directory} cannot be written ({reason_of(error)}): while the "
+                "state engine is away, a refreshed login is in memory only"
             )
             return None
         self._saving.add(path)
