@@ -26,8 +26,13 @@ from account_pool.credentials.copilot import (
     read_token,
     shown_to_clients,
 )
-from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
-from account_pool.credentials.http import OWN_NAME, Http, check_token_url
+from account_pool.credentials.http import (
+    OWN_NAME,
+    ExchangeFailed,
+    ExchangeRefused,
+    Http,
+    check_token_url,
+)
 from account_pool.providers.base import HostRule
 
 GITHUB = Secret("ghu_secret-of-me")

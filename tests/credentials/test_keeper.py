@@ -35,9 +35,8 @@ from account_pool.credentials.copilot import (
     ExchangeSettings,
     read_token,
 )
-from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.http import Http
+from account_pool.credentials.http import ExchangeFailed, ExchangeRefused, Http
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.sources import AccountEntry, EnvSource, OwnThread, Reading
 from account_pool.supervision import tasks

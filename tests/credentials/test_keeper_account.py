@@ -33,11 +33,9 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.acquire import AcquireContext
-from account_pool.credentials.code_assist import CodeAssist
-from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.acquire import AcquireContext, CodeAssist
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.http import Http
+from account_pool.credentials.http import ExchangeFailed, ExchangeRefused, Http
 from account_pool.credentials.keeper import Keeper, backoff_s
 from account_pool.credentials.oauth import OAuthSource, Post
 from account_pool.credentials.refreshable_token import SLOW_S, Refresher

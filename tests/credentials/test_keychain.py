@@ -23,9 +23,9 @@ from account_pool.config.configuration import Config
 from account_pool.config.review import review
 from account_pool.core.credential import Secret
 from account_pool.credentials.acquire import AcquireContext
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.keychain import KeychainSource
+from account_pool.credentials.sources import CredentialError
 
 CLAUDE = "Claude Code-credentials"
 POINTER = "/claudeAiOauth/accessToken"

@@ -17,10 +17,15 @@ from tests.patience import PATIENCE_S
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.credentials import oauth
-from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
-from account_pool.credentials.http import Http, HttpFailed, HttpResponse
+from account_pool.credentials.http import (
+    ExchangeFailed,
+    ExchangeRefused,
+    Http,
+    HttpFailed,
+    HttpResponse,
+)
 from account_pool.credentials.oauth import LoginEnded, OAuthSettings, OAuthSource, Stop, post_with
-from account_pool.credentials.sources import Reading, read_instant
+from account_pool.credentials.sources import CredentialError, Reading, read_instant
 from account_pool.store.store import Tokens
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()

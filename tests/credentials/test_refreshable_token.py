@@ -18,8 +18,7 @@ from tests.patience import PATIENCE_S
 from account_pool.core.claims import CLAIM_S, Claim
 from account_pool.core.credential import Secret
 from account_pool.credentials import refreshable_token
-from account_pool.credentials.errors import CredentialError, ExchangeFailed
-from account_pool.credentials.http import Http, HttpFailed, HttpResponse
+from account_pool.credentials.http import ExchangeFailed, Http, HttpFailed, HttpResponse
 from account_pool.credentials.oauth import LoginEnded, OAuthSource, Stop, post_with
 from account_pool.credentials.refreshable_token import (
     CLAIM_LOOK_S,
@@ -27,6 +26,7 @@ from account_pool.credentials.refreshable_token import (
     Refresher,
     RefreshPending,
 )
+from account_pool.credentials.sources import CredentialError
 from account_pool.store.store import DamagedError, StoreError, Tokens
 
 WRITTEN = {"access_token": "at-0", "refresh_token": FIRST, "expires_at": START + 3600}

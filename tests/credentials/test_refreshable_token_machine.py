@@ -26,8 +26,7 @@ from tests.patience import PATIENCE_S, tries
 
 from account_pool.core.claims import SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import ExchangeFailed
-from account_pool.credentials.http import HttpResponse
+from account_pool.credentials.http import ExchangeFailed, HttpResponse
 from account_pool.credentials.oauth import LoginEnded, OAuthSource
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
 from account_pool.store.machine import Moment

@@ -23,10 +23,10 @@ import account_pool.credentials.command
 from account_pool.core.credential import Secret
 from account_pool.credentials import files
 from account_pool.credentials.command import CommandSource
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import (
+    CredentialError,
     EnvSource,
     OwnThread,
     Reading,

@@ -12,18 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.credential import Secret
-from account_pool.credentials import vendor_logins
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource, VendorLogin, read_vendor_login
-from account_pool.credentials.sources import Reading
-from account_pool.credentials.vendor_logins import (
-    LOGINS,
-    WITH_FILE,
-    find_login_file,
-    gemini_client,
-    gemini_has_own_home,
-    recognise,
-)
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.new_logins import VendorLogin, read_vendor_login
+from account_pool.credentials.sources import CredentialError, Reading
+from account_pool.credentials.vendor_logins import LOGINS, WITH_FILE, find_login_file, recognise
 
 #: Layouts: their sources are those of `vendor_logins.py`.
 CODEX = {
@@ -270,76 +262,3 @@ json_values = st.recursive(
 def test_any_document_is_looked_at_without_harm(document: Any) -> None:
     shape = recognise(document)
     assert shape is None or shape.provider
-
-
-CLIENT = {
-    "client_id": "123456789-fake0fake0.apps.googleusercontent.com",
-    "client_secret": "GOCSPX-" + "fake0" * 5,
-}
-CLIENT_SCRIPT = f'var a="{CLIENT["client_id"]}",b="{CLIENT["client_secret"]}";'
-
-
-class TestGeminiClient:
-    """The application of Gemini CLI in the copy of it that is installed."""
-
-    def program(self, folder: Path, script: str) -> str:
-        """Install the tool with the application in *script*, below *folder*."""
-        (folder / script).parent.mkdir(parents=True, exist_ok=True)
-        (folder / script).write_text(CLIENT_SCRIPT)
-        program = folder / "gemini"
-        program.touch()
-        return str(program)
-
-    @pytest.mark.parametrize(
-        "script",
-        [
-            "bundle/chunk.js",
-            "node_modules/@google/gemini-cli-core/dist/src/code_assist/oauth2.js",
-        ],
-    )
-    def test_it_is_found_in_the_package_that_a_link_leads_to(
-        self, tmp_path: Path, script: str
-    ) -> None:
-        package = tmp_path / "lib/node_modules/@google/gemini-cli"
-        self.program(package, script)
-        (package / "dist").mkdir()
-        (package / "dist/index.js").write_text("GEMINI_CLI_HOME")
-        (tmp_path / "bin").mkdir()
-        program = tmp_path / "bin/gemini"
-        program.symlink_to(package / "dist/index.js")
-        assert gemini_client(str(program), None) == CLIENT
-        assert gemini_has_own_home(str(program))
-        with pytest.raises(CredentialError, match="is not found in it"):
-            gemini_client(str(program), "987654321-other00000.apps.googleusercontent.com")
-
-    def test_on_windows_its_package_is_beside_it(self, tmp_path: Path) -> None:
-        self.program(tmp_path / "node_modules/@google/gemini-cli", "bundle/gemini.js")
-        assert gemini_client(str(tmp_path / "gemini.cmd"), CLIENT["client_id"]) == CLIENT
-
-    @pytest.mark.parametrize(
-        ("bound", "most"), [("MAX_FOLDERS", 2), ("MAX_SCRIPTS", 2), ("MAX_SCRIPT_BYTES", 20)]
-    )
-    def test_of_a_folder_of_any_size_a_part_is_read(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
-    ) -> None:
-        program = self.program(tmp_path, "c/c/a.js")
-        for name in ("a", "b"):
-            (tmp_path / f"{name}.js").touch()
-        assert gemini_client(program, None) == CLIENT
-        monkeypatch.setattr(vendor_logins, bound, most)
-        with pytest.raises(CredentialError, match="is not found in it"):
-            gemini_client(program, None)
-
-    @pytest.mark.skipif(os.name != "posix", reason="pipes are of POSIX")
-    def test_what_is_no_script_ends_nothing(self, tmp_path: Path) -> None:
-        program = self.program(tmp_path, "z/client.js")
-        os.mkfifo(tmp_path / "a.js")
-        (tmp_path / "b.js").symlink_to("b.js")
-        (tmp_path / "c.js").symlink_to("nowhere")
-        (tmp_path / "d.js").mkdir()
-        (tmp_path / "e").symlink_to(".")
-        (tmp_path / "f.js").write_bytes(bytes(range(256)))
-        closed = tmp_path / "g.js"
-        closed.touch(mode=0)
-        assert gemini_client(program, None) == CLIENT
-        assert not gemini_has_own_home(program)

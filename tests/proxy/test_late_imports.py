@@ -18,7 +18,7 @@ LATE = {
     ],
     "a person at the command line": [
         *("account_pool.cli", "account_pool.demo", "typer", "rich", "textual", "keyring"),
-        *("account_pool.config.edit", "account_pool.credentials.device_flow", "websockets"),
+        *("account_pool.config.edit", "account_pool.credentials.new_logins", "websockets"),
     ],
     "an account in a keychain, or of a command": [
         *("account_pool.credentials.keychain", "account_pool.credentials.command"),

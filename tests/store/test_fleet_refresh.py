@@ -11,8 +11,7 @@ from tests.credentials.token_server import FIRST, TokenServer
 from tests.store.places import KEY, FleetPlace, noticing
 from tests.store.servers import StartServer
 
-from account_pool.credentials.errors import ExchangeFailed
-from account_pool.credentials.http import HttpResponse
+from account_pool.credentials.http import ExchangeFailed, HttpResponse
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import STORE_LOOK_S, RefreshableToken, Refresher
 from account_pool.store.fleet.engine import Engine

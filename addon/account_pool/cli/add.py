@@ -29,18 +29,25 @@ from account_pool.config.problems import CannotEdit, ConfigError
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
-from account_pool.credentials import device_flow
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource, VendorLogin, read_vendor_login
+from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http, check_token_url
 from account_pool.credentials.keychain import KeychainSource
-from account_pool.credentials.sources import EnvSource, literal, usable, written_instant
-from account_pool.credentials.vendor_logins import (
-    VENDORS,
-    WITH_FILE,
-    find_login_file,
+from account_pool.credentials.new_logins import (
+    GITHUB,
+    VendorLogin,
     gemini_client,
+    read_vendor_login,
+    request_code,
+    wait_for_token,
 )
+from account_pool.credentials.sources import (
+    CredentialError,
+    EnvSource,
+    literal,
+    usable,
+    written_instant,
+)
+from account_pool.credentials.vendor_logins import VENDORS, WITH_FILE, find_login_file
 from account_pool.filesystem import named_path
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -269,7 +276,7 @@ def login_copilot(
     try:
         normalise_label(label)
         tenant = None if host is None else _tenant(host)
-        base = base_url or (f"https://{tenant}" if tenant else device_flow.GITHUB)
+        base = base_url or (f"https://{tenant}" if tenant else GITHUB)
         check_token_url(base)
         provider = None if tenant is None else _provider_of(tenant)
         account = {"provider": provider[0] if provider else "copilot", "label": label}
@@ -378,10 +385,10 @@ def _tokens(tool: str, login: VendorLogin, client: Mapping[str, str]) -> Any:
 
 
 async def _device_login(http: Http, base: str) -> Secret:
-    code = await device_flow.request_code(http.ask, base)
+    code = await request_code(http.ask, base)
     print(f"Open {code.page} and enter {code.text}", flush=True)
     print("Waiting for GitHub; Ctrl-C to give up.", flush=True)
-    return await device_flow.wait_for_token(
+    return await wait_for_token(
         http.ask, code, base=base, clock=time.monotonic, sleep=asyncio.sleep
     )
 

@@ -58,9 +58,8 @@ from account_pool.core.account import AccountKey
 from account_pool.core.browser import is_loopback
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.wrong import Wrong
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.sources import ValueSource
+from account_pool.credentials.sources import CredentialError, ValueSource
 from account_pool.filesystem import expanded
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.pool_state import STATE_FILE, database_path, is_url

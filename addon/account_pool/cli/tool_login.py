@@ -31,10 +31,15 @@ from account_pool.config.edit import require_editable
 from account_pool.config.problems import CannotEdit, ConfigError
 from account_pool.config.review import held_now, twin
 from account_pool.core.account import AccountKey, normalise_label
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import VendorLogin, login_in, read_private
-from account_pool.credentials.sources import AccountEntry
-from account_pool.credentials.vendor_logins import TOOLS, gemini_client, gemini_has_own_home
+from account_pool.credentials.files import read_private
+from account_pool.credentials.new_logins import (
+    VendorLogin,
+    gemini_client,
+    gemini_has_own_home,
+    login_in,
+)
+from account_pool.credentials.sources import AccountEntry, CredentialError
+from account_pool.credentials.vendor_logins import TOOLS
 from account_pool.filesystem import expanded, make_private
 from account_pool.providers.token_forms import hidden
 

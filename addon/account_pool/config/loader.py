@@ -30,11 +30,11 @@ from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import is_window
 from account_pool.core.wrong import NOT_SHOWN, Wrong, shown, unknown
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import (
     AccountEntry,
+    CredentialError,
     EnvSource,
     Source,
     ValueSource,

@@ -21,11 +21,10 @@ from account_pool.config.problems import Problem
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.credentials.acquire import credential_of
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.keeper import DOUBTED, doubt
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.sources import AccountEntry, moment
+from account_pool.credentials.sources import AccountEntry, CredentialError, moment
 from account_pool.credentials.vendor_logins import DAY_S, TOOLS, log_in_again
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import foreign

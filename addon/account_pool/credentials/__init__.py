@@ -6,7 +6,7 @@ down), `command`, `files` and `keychain` (the other sources), `copilot` (the tok
 `acquire` (how an account gets its credentials), `keeper` (those that accounts have; what the
 addon talks to).
 
-Beside them: `http` (one request of our own), `code_assist` (the project of a gemini-cli
-account), `vendor_logins` (how vendors' logins are refreshed, and where their tools keep them),
-`device_flow` (a new login at GitHub), `errors`.
+Beside them: `http` (one request of our own), `vendor_logins` (how vendors' logins are refreshed,
+and where their tools keep them), `new_logins` (what commands add: made at GitHub, or taken over
+from a tool).
 """

@@ -20,9 +20,9 @@ from typing import Any
 
 from account_pool.core.credential import MASK, Secret
 from account_pool.core.wrong import without_secrets
-from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.sources import Reading, Source, usable
+from account_pool.credentials.sources import CredentialError, Reading, Source, usable
 from account_pool.credentials.vendor_logins import LOGINS
+from account_pool.filesystem import reason_of
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough for a finger print, short enough to notice a command that waits for input.

@@ -30,9 +30,10 @@ from msgspec import Struct
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.http import (
     OWN_NAME,
+    ExchangeFailed,
+    ExchangeRefused,
     Http,
     HttpFailed,
     HttpResponse,

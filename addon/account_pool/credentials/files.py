@@ -1,29 +1,23 @@
 """The files credentials are read from; what is in them is read by `sources.py`.
 
-A file may belong to a tool that renews what is in it, so it is read and never written. A
-refresh token in one belongs to the tool too: they rotate (RFC 9700, section 4.14.2), and
-whoever uses it first leaves the other without a login. So it is for `account-pool login
---from`, which says so; accounts that name such a file only ever read the access token in it.
+A file may belong to a tool that renews what is in it, so it is read and never written, and only
+the access token in it is used: the refresh token is the tool's.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import stat
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.sources import OwnThread, Reading, Source, Text, instant, usable
-from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
-from account_pool.filesystem import NotAFile, TooLarge, opened_file, read_opened
+from account_pool.credentials.sources import CredentialError, OwnThread, Reading, Source, Text
+from account_pool.credentials.vendor_logins import logged_out, tool_of
+from account_pool.filesystem import NotAFile, TooLarge, opened_file, read_opened, reason_of
 from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
@@ -43,8 +37,6 @@ Stamp = tuple[int, int, int]
 @dataclass(slots=True)
 class FileSource(Source):
     """A file that holds the credential, or JSON with the credential at *pointer*.
-
-    It may belong to a tool that renews what is in it: it is read, never written.
 
     Attributes:
         path: absolute, or relative to the working directory.
@@ -176,83 +168,3 @@ def _require_private(mode: int, path: Path, name: str) -> None:
             f"(mode {stat.S_IMODE(mode):03o})",
             f"run: chmod 600 {shlex.quote(hidden(str(path)))}",
         )
-
-
-# -- the logins of vendors' tools
-
-
-class VendorLogin(msgspec.Struct, frozen=True, kw_only=True):
-    """A login of a vendor's tool.
-
-    Attributes:
-        provider: whose accounts it can serve.
-        access: what goes on the wire, or what is exchanged for it.
-        refresh: gets new ones; it belongs to the tool.
-        expires_at: when *access* ends, seconds since the epoch; None if not said.
-        companions: what moves with it, e.g. account_id.
-        login_ends_at: when it ends however often it is refreshed, seconds since the epoch;
-            None if not said.
-        client_id: the application that was logged in with; None if not said.
-        owner: the address of who logged in, for people; None if not said.
-    """
-
-    provider: str
-    access: Secret
-    refresh: Secret | None = None
-    expires_at: float | None = None
-    companions: dict[str, str] = msgspec.field(default_factory=dict)
-    login_ends_at: float | None = None
-    client_id: str | None = None
-    owner: str | None = None
-
-
-def read_vendor_login(tool: str, path: Path) -> VendorLogin:
-    """Return the login that *tool*, of WITH_FILE, keeps at *path*.
-
-    Raises CredentialError, also when the tool keeps it in the system's keychain.
-    """
-    name = str(path)
-    return login_in(tool, read_private(path, name, _otherwise(tool)), name)
-
-
-def login_in(tool: str, text: str, name: str) -> VendorLogin:
-    """Return the login of *tool* in *text*, called *name* in messages. Raises CredentialError."""
-    shape = LOGINS[tool].read(_document(text, name))
-    if shape is None or not isinstance(shape.access, str) or not shape.access:
-        raise CredentialError(f"the file {name} holds no login of {tool}", _otherwise(tool))
-    refresh = shape.refresh if isinstance(shape.refresh, str) and shape.refresh else None
-    return VendorLogin(
-        provider=shape.provider,
-        access=usable(shape.access, f"the token in {name}"),
-        refresh=None if refresh is None else usable(refresh, f"the refresh token in {name}"),
-        expires_at=instant(shape.expires_at),
-        companions=dict(shape.companions),
-        login_ends_at=instant(shape.login_ends_at),
-        client_id=shape.client_id,
-        owner=shape.owner,
-    )
-
-
-def _otherwise(tool: str) -> str:
-    return (
-        f"log in with {tool} first, or name its file; where it uses the keychain: "
-        + LOGINS[tool].otherwise
-    )
-
-
-def _document(text: str, name: str) -> Any:
-    """Return *text* as JSON, or as the YAML of gh. Raises CredentialError."""
-    import yaml  # noqa: PLC0415 - only where a login is taken over
-
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        # All of it as text: nothing in it is a number or a date.
-        return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes text, lists, mappings
-    except (yaml.YAMLError, RecursionError):
-        # `from None`: the error quotes the document, which is a secret.
-        raise CredentialError(
-            f"the file {name} is neither JSON nor YAML", "name the file of the login"
-        ) from None

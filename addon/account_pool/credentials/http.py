@@ -70,6 +70,33 @@ class HttpFailed(Exception):
         self.retry_after_s = retry_after_s
 
 
+class ExchangeRefused(Exception):
+    """The server will not take this token; trying again soon changes nothing."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class ExchangeFailed(Exception):
+    """An exchange or a refresh did not work this time.
+
+    Attributes:
+        retry_after_s: seconds the server asked to wait; None if it named none.
+        is_wait: nothing was tried: that is exactly how long to wait.
+        passes: it may work the next time; False: only the owner can cure it.
+    """
+
+    passes = True
+
+    def __init__(
+        self, text: str, retry_after_s: float | None = None, *, is_wait: bool = False
+    ) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+        self.is_wait = is_wait
+
+
 class HttpResponse(Struct, frozen=True, kw_only=True):
     """What came back.
 

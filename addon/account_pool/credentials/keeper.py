@@ -23,11 +23,11 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
 from account_pool.credentials.acquire import AcquireContext, Acquired, strategy_of
 from account_pool.credentials.copilot import no_token_response, placeholder_response
-from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FILE_LOOK_S, FileSource
+from account_pool.credentials.http import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import RefreshPending
-from account_pool.credentials.sources import AccountEntry, moment
+from account_pool.credentials.sources import AccountEntry, CredentialError, moment
 from account_pool.providers.base import LocalResponse
 from account_pool.supervision import tasks
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.sources import OwnThread, Reading, Source, Text
+from account_pool.credentials.sources import CredentialError, OwnThread, Reading, Source, Text
 from account_pool.credentials.vendor_logins import logged_out, tool_of_service
 from account_pool.filesystem import expanded
 from account_pool.providers.token_forms import hidden, remedy

@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.claims import ANSWER_S
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError, ExchangeFailed
 from account_pool.credentials.http import (
     OWN_NAME,
+    ExchangeFailed,
     Http,
     HttpFailed,
     HttpResponse,
@@ -36,6 +36,7 @@ from account_pool.credentials.http import (
     seconds_in,
 )
 from account_pool.credentials.sources import (
+    CredentialError,
     Reading,
     Source,
     check_written,

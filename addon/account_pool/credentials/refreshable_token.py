@@ -28,8 +28,7 @@ from msgspec.structs import replace
 
 from account_pool.core.claims import ANSWER_S, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError, ExchangeFailed
-from account_pool.credentials.http import Http, HttpFailed
+from account_pool.credentials.http import ExchangeFailed, Http, HttpFailed
 from account_pool.credentials.oauth import (
     AnswerLost,
     LoginEnded,
@@ -40,7 +39,7 @@ from account_pool.credentials.oauth import (
     read_tokens,
     refresh_request,
 )
-from account_pool.credentials.sources import moment
+from account_pool.credentials.sources import CredentialError, moment
 from account_pool.credentials.vendor_logins import log_in_again
 from account_pool.store.machine import Process
 from account_pool.store.store import DamagedError, KeptError, StoreError, Tokens, TokenStore

@@ -23,7 +23,6 @@ import msgspec
 from account_pool.core import json_values
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.base import Provider
 from account_pool.providers.token_forms import hidden, remedy
@@ -38,6 +37,21 @@ _USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16}
 #: What may stand in a header value and in no word of it: RFC 9110, section 5.5.
 #: Servers accept header fields of 8 to 16 KiB; the longest tokens in use, JWTs, are below.
 MAX_TOKEN_CHARS = 32 * 1024
+
+
+class CredentialError(Exception):
+    """A source has no usable credential.
+
+    Attributes:
+        wrong: what is the matter. It names variables, files and commands, never the
+            credential or a part of it.
+        remedy: what the owner can do about it.
+    """
+
+    def __init__(self, wrong: str, remedy: str) -> None:
+        super().__init__(f"{wrong}; {remedy}")
+        self.wrong = wrong
+        self.remedy = remedy
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

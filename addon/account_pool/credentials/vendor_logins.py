@@ -1,8 +1,7 @@
 """The vendors' own logins: how they are refreshed, and where their tools keep them.
 
 A login on disk is recognised by the shape of the document: the name of the file does not
-matter. Values in, values out, but for `find_login_file` and the application of Gemini CLI, which
-stands in the user's own copy of that. Sources:
+matter. Values in, values out, but for `find_login_file`. Sources:
 openai/codex `codex-rs/login/src/auth/{manager,storage}.rs`; steipete/CodexBar `docs/claude.md`,
 router-for-me/CLIProxyAPI `internal/auth/claude/anthropic_auth.go`; google-gemini/gemini-cli
 `code_assist/oauth2.ts`, `config/storage.ts`; hosts.yml: `gh help environment`,
@@ -11,18 +10,14 @@ https://cli.github.com/manual/gh_auth_login.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from account_pool.credentials.errors import CredentialError
-from account_pool.filesystem import expanded
+from account_pool.filesystem import expanded, is_file
 from account_pool.providers.token_forms import jwt_claims
 
 DAY_S = 86400.0
@@ -263,8 +258,6 @@ def find_login_file(tool: str, environ: Mapping[str, str]) -> Path:
     login = LOGINS[tool]
     moved = [Path(environ[name]) / file for name, file in login.moved_by if environ.get(name)]
     candidates = [*moved, *(home / path.removeprefix("~/") for path in login.paths)]
-    # Unlike Path.is_file it raises nothing where a directory may not be read.
-    is_file = os.path.isfile
     return next((path for path in candidates if is_file(path)), candidates[0])
 
 
@@ -303,79 +296,3 @@ def log_in_again(provider: str, label: str) -> str:
     if tool is None:
         return "write the tokens of a new login in accounts.yaml"
     return f"log in again: account-pool login {tool} --label {shlex.quote(label)} --renew"
-
-
-# -- the application that Gemini CLI logs in with
-#
-# Google refreshes a login only for the application that it was made with, by id and secret. That
-# secret is the vendor's and is in every copy of the tool: it is read there, not repeated here.
-
-_GEMINI_PACKAGE = "@google/gemini-cli"
-_CLIENT = re.compile(rb"\d{6,20}-[0-9a-z]{10,60}\.apps\.googleusercontent\.com")
-_CLIENT_SECRET = re.compile(rb"GOCSPX-[\w-]{20,60}")
-#: How far behind the id the secret may stand, bytes.
-_NEAR = 400
-#: Where a program of that name is not npm's package, its folder may be a home directory. The
-#: package has fewer than 1,000 folders and scripts; its largest script has 30 MB.
-MAX_FOLDERS = MAX_SCRIPTS = 5000
-MAX_SCRIPT_BYTES = 128 * 1024 * 1024
-
-
-def gemini_client(program: str, client_id: str | None) -> dict[str, str]:
-    """Return client_id and client_secret of the Gemini CLI at *program*.
-
-    *client_id* is the one that the login names; None if it names none. Raises CredentialError.
-    """
-    for text in _gemini_scripts(program):
-        for found in _CLIENT.finditer(text):
-            secret = _CLIENT_SECRET.search(text, found.end(), found.end() + _NEAR)
-            name = found.group().decode()
-            if secret is not None and client_id in (None, name):
-                return {"client_id": name, "client_secret": secret.group().decode()}
-    raise CredentialError(
-        "the application that gemini logs in with is not found in it, and Google refreshes a "
-        "login for that alone",
-        "let gemini keep its login fresh: account-pool login --from gemini",
-    )
-
-
-def gemini_has_own_home(program: str) -> bool:
-    """Say whether the Gemini CLI at *program* heeds GEMINI_CLI_HOME, as newer ones do."""
-    return any(b"GEMINI_CLI_HOME" in text for text in _gemini_scripts(program))
-
-
-def _gemini_scripts(program: str) -> Iterator[bytes]:
-    """Yield the scripts of the Gemini CLI at *program*."""
-    scripts = (
-        Path(folder, name)
-        for folder, names in islice(_folders(_gemini_package(program)), MAX_FOLDERS)
-        for name in names
-        if name.endswith(".js")
-    )
-    for script in islice(scripts, MAX_SCRIPTS):
-        # What vanishes or may not be read holds nothing; a pipe would hold us.
-        with suppress(OSError):
-            if script.is_file():
-                with script.open("rb") as file:
-                    yield file.read(MAX_SCRIPT_BYTES)
-
-
-def _gemini_package(program: str) -> Path:
-    """Return the folder of the package that *program* is of, else that of the program."""
-    start = Path(program)
-    # npm makes a link into its package, on Windows a script beside its folder.
-    beside = start.parent / "node_modules" / _GEMINI_PACKAGE
-    if beside.is_dir():
-        return beside
-    above = start.resolve().parents
-    return next((one for one in above if one.as_posix().endswith(f"/{_GEMINI_PACKAGE}")), above[0])
-
-
-def _folders(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folders below *top* and the files in each, in order; links are not followed."""
-    for folder, inner, files in os.walk(top):
-        # Of what the package needs, only Google's own may have what is looked for.
-        if Path(folder).name == "node_modules":
-            inner[:] = [name for name in inner if name in ("@google", ".pnpm")]
-        inner.sort()
-        yield folder, sorted(files)

@@ -46,8 +46,8 @@ from account_pool.core.decisions import Decision, Kind
 from account_pool.core.notifications import Event, Notification, Row, Subject, Verdict, Watch
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.command import kill_group, started
-from account_pool.credentials.errors import reason_of
 from account_pool.credentials.http import Http, HttpFailed
+from account_pool.filesystem import reason_of
 from account_pool.proxy.service import Service
 from account_pool.store.store import StoreError
 from account_pool.supervision import tasks

@@ -33,8 +33,7 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
 from account_pool.core.usage import Counted
-from account_pool.credentials.acquire import AcquireContext
-from account_pool.credentials.code_assist import CodeAssist
+from account_pool.credentials.acquire import AcquireContext, CodeAssist
 from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
 from account_pool.credentials.http import Http, ProxyGate
 from account_pool.credentials.keeper import Keeper, Publish

@@ -17,8 +17,7 @@ import httpx
 
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import ExchangeFailed
-from account_pool.credentials.http import Http, HttpResponse
+from account_pool.credentials.http import ExchangeFailed, Http, HttpResponse
 from account_pool.credentials.oauth import OAuthSource, Stop, post_with
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
 from account_pool.store.fleet.engine import Engine

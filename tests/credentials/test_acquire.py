@@ -9,9 +9,8 @@ import pytest
 from tests.credentials.fakes import FakeClock, FakeGitHub
 
 from account_pool.core.credential import Secret
-from account_pool.credentials.code_assist import CodeAssist
-from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
-from account_pool.credentials.http import Http
+from account_pool.credentials.acquire import CodeAssist
+from account_pool.credentials.http import ExchangeFailed, ExchangeRefused, Http
 
 TOKEN = Secret("ya29.secret")
 
