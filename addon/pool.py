@@ -1,6 +1,6 @@
 """Load with `mitmdump -s addon/pool.py`: an account pool inside mitmproxy."""
 
-from account_pool.garbage import without_collections
+from account_pool.proxy.process import without_collections
 
 with without_collections():
     from account_pool.proxy.addon import addon

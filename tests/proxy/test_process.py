@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -458,3 +459,19 @@ def test_elsewhere_than_in_the_main_thread_it_does_nothing() -> None:
         process.on_sighup(lambda: None, lambda: None, lambda: None)(True)
 
     asyncio.run(asyncio.to_thread(asyncio.run, listen()))  # type: ignore[arg-type]
+
+
+# -- its memory
+
+
+@pytest.mark.parametrize(("many", "frozen"), [(0, 1), (1_000_000, 0)])
+def test_no_collection_goes_through_many_accounts(monkeypatch, many, frozen):
+    """It would stop the loop for 100 ms with 10,000 of them."""
+    spared: list[bool] = []
+    monkeypatch.setattr(process, "MANY_OBJECTS", many)
+    monkeypatch.setattr(process.gc, "freeze", lambda: spared.append(gc.isenabled()))
+    with process.without_collections():
+        assert not gc.isenabled()
+        made = [[] for _ in range(10)]
+    assert gc.isenabled() and made
+    assert spared == [False] * frozen

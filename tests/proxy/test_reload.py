@@ -17,7 +17,6 @@ from mitmproxy.exceptions import CommandError, OptionsError
 from mitmproxy.test import taddons
 from msgspec.structs import replace
 
-from account_pool import garbage
 from account_pool.admin.http import ApiError
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
@@ -658,19 +657,6 @@ async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
     assert keys(addon) == ["openai/two"]
     addon.reloader.load = real
     assert addon.commands.reload() == "added openai/one"
-
-
-@pytest.mark.parametrize(("many", "frozen"), [(0, 1), (1_000_000, 0)])
-def test_no_collection_goes_through_many_accounts(monkeypatch, many, frozen):
-    """It would stop the loop for 100 ms with 10,000 of them."""
-    spared: list[bool] = []
-    monkeypatch.setattr(garbage, "MANY_OBJECTS", many)
-    monkeypatch.setattr(garbage.gc, "freeze", lambda: spared.append(gc.isenabled()))
-    with garbage.without_collections():
-        assert not gc.isenabled()
-        made = [[] for _ in range(10)]
-    assert gc.isenabled() and made
-    assert spared == [False] * frozen
 
 
 def test_what_has_not_changed_is_taken_over_in_one_pass() -> None:

@@ -41,7 +41,7 @@ from account_pool.config.configuration import Config, from_environment
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.core.account import AccountKey
 from account_pool.filesystem import expanded
-from account_pool.garbage import without_collections
+from account_pool.proxy.process import without_collections
 from account_pool.proxy.wiring import Changes, Wiring
 from account_pool.store.pool_state import database_path
 from account_pool.store.store import StoreError

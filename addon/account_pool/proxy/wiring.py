@@ -41,12 +41,12 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
 from account_pool.filesystem import expanded
-from account_pool.garbage import without_collections
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.late_parts import LateParts, Needs
 from account_pool.proxy.persistence import Persistence
+from account_pool.proxy.process import without_collections
 from account_pool.proxy.service import Service
 from account_pool.proxy.store_access import make_store, open_tokens
 from account_pool.store.sqlite import MemoryStore
