@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.certificates import Certificate, make_certificate
-from account_pool.demo.exchange import Script
-from account_pool.demo.provider import Provider
 from tests import patience
 from tests.e2e import harness, redirect
+from tests.upstream.certificates import Certificate, make_certificate
+from tests.upstream.exchange import Script
+from tests.upstream.provider import Provider
 
 patience.load_profile()
 

@@ -30,9 +30,7 @@ ALLOWED = {
     "cli/tool_login.py": "a thread that copies what a tool prints; waited for in bounds",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
     "workers/worker.py": "a thread that waits, and ends the process; it cannot fail",
-    # The scripted provider is no part of the proxy; whoever starts these awaits them.
     "demo/mitmdump.py": "awaited when the process is stopped",
-    "demo/provider.py": "awaited where it is started, or when the provider is closed",
 }
 
 

@@ -17,8 +17,7 @@ from time import time
 import brotli
 from mitmproxy.net.encoding import encode
 from tests.scripts import anthropic, openai
-
-from account_pool.demo.replies import event as block
+from tests.upstream.replies import event as block
 
 OPENAI, ANTHROPIC = "openai", "anthropic"
 VENDORS = (OPENAI, ANTHROPIC)

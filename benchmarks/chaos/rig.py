@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from tests.upstream.certificates import Certificate, make_certificate
 
-from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.demo.mitmdump import POOL_READY, Mitmdump, addon_script
 from benchmarks.chaos import CHECKOUT
 from benchmarks.chaos.clients import Target

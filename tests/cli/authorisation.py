@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from account_pool.demo.certificates import Certificate, make_certificate
+from tests.upstream.certificates import Certificate, make_certificate
 
 HOSTS = (
     "claude.ai",

@@ -22,7 +22,7 @@ from account_pool.cli.certificates import (
 )
 from account_pool.cli.main import run
 from account_pool.cli.places import Places
-from account_pool.demo.certificates import make_certificate
+from tests.upstream.certificates import make_certificate
 
 
 @pytest.fixture

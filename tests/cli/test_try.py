@@ -12,14 +12,14 @@ from account_pool.cli.main import run
 from account_pool.cli.try_accounts import PROBES, verdict
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.demo.exchange import Reply, Request
-from account_pool.demo.replies import json_reply
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import Tokens
 from tests.scripts import openai
 from tests.store.servers import new_pool
+from tests.upstream.exchange import Reply, Request
+from tests.upstream.replies import json_reply
 
 #: Whose probe the pool itself would not serve, and why.
 NOT_POOLED = {

@@ -21,11 +21,11 @@ from tests.credentials.fakes import FakeGitHub
 from tests.e2e.test_causes import self_signed
 from tests.e2e.upstream_proxy import OPEN, UpstreamProxy, refused
 from tests.patience import PATIENCE_S
+from tests.upstream.certificates import Certificate
+from tests.upstream.replies import json_reply
 
 from account_pool.credentials import http as http_module
 from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpFailed, HttpResponse, _plain
-from account_pool.demo.certificates import Certificate
-from account_pool.demo.replies import json_reply
 from account_pool.proxy.wiring import own_http
 
 

@@ -25,11 +25,11 @@ from typing import Any
 import httpx
 
 import account_pool
-from account_pool.demo.certificates import Certificate
 from account_pool.demo.mitmdump import LISTENING, POOL_READY, Mitmdump, addon_script
-from account_pool.demo.provider import Provider
 from tests.e2e import forked, redirect
 from tests.patience import PATIENCE_S
+from tests.upstream.certificates import Certificate
+from tests.upstream.provider import Provider
 
 OPENAI = "https://api.openai.com"
 ANTHROPIC = "https://api.anthropic.com"

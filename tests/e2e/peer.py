@@ -1,6 +1,6 @@
 """A provider that says the bytes it is told to, and breaks off where it is told to.
 
-For what `account_pool.demo.provider` is too well-behaved for.
+For what `tests.upstream.provider` is too well-behaved for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
-from account_pool.demo.certificates import Certificate
+from tests.upstream.certificates import Certificate
 
 
 class Line:

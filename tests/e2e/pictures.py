@@ -28,11 +28,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from account_pool.cli.serve import COLUMNS
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted
-from account_pool.demo.certificates import make_certificate
-from account_pool.demo.exchange import Headers, Reply
 from account_pool.demo.mitmdump import LISTENING
-from account_pool.demo.provider import Provider
-from account_pool.demo.replies import by_credential, json_reply, stream_reply
 from account_pool.store.sqlite_state import SqliteState
 from tests.e2e import harness, redirect
 from tests.e2e.harness import (
@@ -46,6 +42,10 @@ from tests.e2e.harness import (
     secret,
 )
 from tests.scripts import anthropic, codex, gemini, openai
+from tests.upstream.certificates import make_certificate
+from tests.upstream.exchange import Headers, Reply
+from tests.upstream.provider import Provider
+from tests.upstream.replies import by_credential, json_reply, stream_reply
 
 PASSWORD = "open-sesame"
 ACCOUNTS_FILE = "~/.config/account-pool/accounts.yaml"

@@ -15,7 +15,7 @@ import h2.events
 import h2.settings
 from hyperframe.frame import Frame
 
-from account_pool.demo.certificates import Certificate
+from tests.upstream.certificates import Certificate
 
 BODY = b'{"id":"chatcmpl-1","choices":[{"message":{"content":"hello"}}]}'
 #: Closes with a reset: on, and for no time.

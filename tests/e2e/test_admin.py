@@ -15,7 +15,6 @@ from mitmproxy.io import FlowReader
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.admin.events import MAX_CLIENTS
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import (
     CONFDIR,
     FIRST,
@@ -28,6 +27,7 @@ from tests.e2e.harness import (
     secret,
 )
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 NEW = {"provider": "openai", "label": "third", "token": THIRD, "priority": 2}
 

@@ -8,9 +8,9 @@ import socket
 import httpx
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, TIMEOUT_S, TWO, chat, client
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_stream(["Good"])
 

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 MIB = 1 << 20

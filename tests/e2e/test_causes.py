@@ -22,8 +22,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from account_pool.demo.certificates import Certificate, make_certificate
-from account_pool.demo.replies import by_credential
 from tests.e2e import redirect, unresolved
 from tests.e2e import test_copilot as copilot
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
@@ -32,6 +30,8 @@ from tests.e2e.test_curl import CURL
 from tests.e2e.test_keepalive import upstream_at
 from tests.e2e.upstream_proxy import OPEN, UpstreamProxy, refused
 from tests.scripts import openai
+from tests.upstream.certificates import Certificate, make_certificate
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 NEEDS_PASSWORD = refused(407, "Proxy Authentication Required")

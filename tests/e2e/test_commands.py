@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import (
     COMMAND,
     CONFDIR,
@@ -27,6 +26,7 @@ from tests.e2e.harness import (
     run_command,
 )
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 

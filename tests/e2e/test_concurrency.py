@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from account_pool.demo.exchange import Pause, Reply, Request
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import FIRST, THIRD, account, chat, secret
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.exchange import Pause, Reply, Request
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 STREAMS = 200
 WORDS = [f" word{n}" for n in range(10)]

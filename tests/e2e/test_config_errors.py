@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, TWO, account, chat, client
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 

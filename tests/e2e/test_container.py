@@ -16,13 +16,13 @@ import httpx
 import pytest
 from ruamel.yaml import YAML
 
-from account_pool.demo.replies import by_credential
 from tests import dockerfile
 from tests.e2e import redirect
 from tests.e2e.harness import FIRST, chat, client
 from tests.e2e.test_binding import own_address
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = YAML(typ="safe").load(ROOT / "compose.yaml")

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from account_pool.demo.exchange import Framing, Reply, Request
-from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, TIMEOUT_S, in_order, secret
 from tests.scripts import framed, openai
+from tests.upstream.exchange import Framing, Reply, Request
+from tests.upstream.replies import by_credential, json_reply
 
 HOST = "https://api.individual.githubcopilot.com"
 USER = "https://api.github.com/copilot_internal/user"

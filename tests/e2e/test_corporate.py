@@ -11,13 +11,13 @@ import pytest
 
 from account_pool.cli import processes
 from account_pool.cli.processes import read_record
-from account_pool.demo.certificates import make_certificate
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, client
 from tests.e2e.test_causes import Server
 from tests.e2e.test_curl import CURL
 from tests.e2e.test_run import Home
 from tests.scripts import openai
+from tests.upstream.certificates import make_certificate
+from tests.upstream.replies import by_credential
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

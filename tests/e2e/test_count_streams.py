@@ -9,10 +9,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Reply, Request
-from account_pool.demo.replies import EVENT_STREAM, json_reply
 from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, account, chat, in_order, point_clients_at
 from tests.e2e.test_requests import until
+from tests.upstream.exchange import Reply, Request
+from tests.upstream.replies import EVENT_STREAM, json_reply
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 WORDS = ["Good", " morning", " to", " you"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, account, chat, secret
 from tests.e2e.test_admin import admin, direct
 from tests.e2e.test_subscriptions import IDS, RESPONSE, ask_codex
 from tests.e2e.test_which_file import account_pool_command
 from tests.scripts import codex, openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 POINTER = "/claudeAiOauth/accessToken"

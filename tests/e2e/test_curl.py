@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, TWO, chat
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 CURL = shutil.which("curl")
 CHAT = openai.chat_stream(["Good", " morning"])

@@ -15,12 +15,12 @@ import pytest
 
 from account_pool.admin.app import dashboard
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.demo.replies import by_credential
 
 # First: without a browser what comes next cannot be imported.
 from tests.e2e.chromium import AXE, axe, browser, complaints, expect, listen, opened, playwright
 from tests.e2e.harness import CHROMIUM, CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 from tests.e2e import pictures  # isort: skip
 

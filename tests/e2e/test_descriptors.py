@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from account_pool.proxy.process import LOG_S
 from tests.e2e import few_descriptors
 from tests.e2e.harness import FIRST, chat, in_order
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 pytest.importorskip("resource")
 

@@ -10,10 +10,10 @@ import asyncio
 
 import pytest
 
-from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import FIRST, SECOND, chat, in_order, leave
 from tests.scripts import openai
+from tests.upstream.exchange import Ending, Fault, Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 ONE_AT_A_TIME = in_order("first", max_concurrent=1)

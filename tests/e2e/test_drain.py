@@ -17,14 +17,14 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e import harness
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, chat, in_order
 from tests.e2e.test_mitmweb import mitmweb  # noqa: F401 - a fixture
 from tests.e2e.test_websocket import ACCEPTED, open_socket
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 ONE = in_order("first")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e import breaking
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_stream(["Good", " morning"])
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from account_pool.demo.exchange import Framing, Reply
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -21,6 +19,8 @@ from tests.e2e.harness import (
     respond,
 )
 from tests.scripts import anthropic, encoded, framed, gemini, openai
+from tests.upstream.exchange import Framing, Reply
+from tests.upstream.replies import by_credential
 
 WORDS = ["Good", " morning", " to", " you"]
 CHAT = openai.chat_stream(WORDS)

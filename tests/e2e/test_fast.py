@@ -15,8 +15,6 @@ from functools import partial
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Framing, Reply
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from account_pool.proxy.fast import known
 from tests.e2e import other_addons
 from tests.e2e.harness import (
@@ -36,6 +34,8 @@ from tests.e2e.test_websocket import HOST, echo, open_socket
 from tests.e2e.upstream_proxy import UpstreamProxy
 from tests.proxy.fast.known import needs_known
 from tests.scripts import openai
+from tests.upstream.exchange import Framing, Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 LIMITED, GOOD = openai.rate_limited(), openai.chat_stream(["Good", " morning"])
 

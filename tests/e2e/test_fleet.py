@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import JSON, json_reply
 from tests.e2e import engine_calls
 from tests.e2e.harness import FIRST, SECOND, Proxy, chat, in_order, respond
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
 from tests.store.servers import KINDS, Server
 from tests.tcp_proxy import TcpProxy
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import JSON, json_reply
 
 pytest.importorskip("redis")
 

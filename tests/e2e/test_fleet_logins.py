@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.replies import by_credential
 from tests.e2e import engine_calls
 from tests.e2e.harness import CONFDIR, account, secret
 from tests.e2e.test_oauth import (
@@ -30,6 +29,7 @@ from tests.e2e.test_oauth import (
 )
 from tests.patience import PATIENCE_S
 from tests.store.servers import Server
+from tests.upstream.replies import by_credential
 
 pytest.importorskip("redis")
 

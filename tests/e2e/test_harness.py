@@ -7,10 +7,10 @@ import asyncio
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Ending, Fault, Framing, Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
 from tests.e2e.harness import CLIENT, chat, client, leave
 from tests.scripts import always, framed, openai
+from tests.upstream.exchange import Ending, Fault, Framing, Reply
 
 HTTP_VERSIONS = pytest.mark.parametrize(
     ("http2", "version"), [(False, "1.1"), (True, "2")], ids=["http1", "http2"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, THIRD, TWO, account, chat
 from tests.scripts import openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 

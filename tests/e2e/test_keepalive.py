@@ -7,10 +7,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, TWO, chat, in_order
 from tests.scripts import openai
+from tests.upstream.exchange import Ending, Fault, Reply
+from tests.upstream.replies import by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e import die_after_cooldown
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, chat, in_order, secret
 from tests.scripts import openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 GOOD = openai.chat_complete("Good morning")
 LIMITED = openai.rate_limited(3000)

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import by_credential, stream_reply
 from tests.e2e.harness import (
     FIRST,
     SECOND,
@@ -20,6 +18,8 @@ from tests.e2e.harness import (
     respond,
 )
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import by_credential, stream_reply
 
 
 def event(data: Any, name: str | None = None) -> bytes:

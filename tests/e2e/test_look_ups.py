@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from account_pool.cli.main import run
-from account_pool.demo.exchange import Reply, Request
-from account_pool.demo.replies import json_reply
 from tests.e2e.harness import CONFDIR, TIMEOUT_S, account, secret
 from tests.e2e.test_subscriptions import CODEX_TWO, IDS, RESPONSE, ask_codex
 from tests.scripts import codex
+from tests.upstream.exchange import Reply, Request
+from tests.upstream.replies import json_reply
 
 USAGE = "/backend-api/wham/usage"
 

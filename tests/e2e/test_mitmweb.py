@@ -15,12 +15,12 @@ import httpx
 import pytest
 from mitmproxy.io import FlowReader
 
-from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.mitmdump import POOL_READY
-from account_pool.demo.replies import by_credential
 from tests.e2e import harness
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, chat, free_port
 from tests.scripts import encoded, openai
+from tests.upstream.exchange import Reply, Request
+from tests.upstream.replies import by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 #: With a little jitter.

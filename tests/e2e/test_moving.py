@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR
 from tests.e2e.test_oauth import EXPIRED, FIRST, GOOD, OLD, SERVED, access, ask, login, logins
 from tests.store.servers import Server, program
+from tests.upstream.replies import by_credential
 
 __all__ = ["logins"]
 

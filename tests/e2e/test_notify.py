@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 
 from account_pool.demo.mitmdump import addon_script
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, account, chat, free_port
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 PATH = "/services/FAKE-SECRET"

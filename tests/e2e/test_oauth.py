@@ -19,13 +19,13 @@ from urllib.parse import parse_qsl
 import pytest
 
 from account_pool.core.claims import CLAIM_S
-from account_pool.demo.exchange import Fault, Reply, Request
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e import die_after_save, hurried
 from tests.e2e.harness import account, chat, secret
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.exchange import Fault, Reply, Request
+from tests.upstream.replies import by_credential, json_reply
 
 GOOD = openai.chat_stream(["Good", " morning"])
 EXPIRED = json_reply(

@@ -17,13 +17,13 @@ import pytest
 from mitmproxy.net import tls
 from OpenSSL import SSL
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
 from tests.e2e.test_admin import direct
 from tests.e2e.test_causes import self_signed
 from tests.e2e.upstream_proxy import UpstreamProxy
 from tests.scripts import openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 LIMITED = openai.rate_limited(3600)
 

@@ -11,10 +11,10 @@ import pytest
 from mitmproxy.io import FlowReader
 
 from account_pool.demo.mitmdump import POOL_READY
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat, generate, in_order
 from tests.e2e.test_options import GOOD, LIMITED, ask, assert_nothing_was_served
 from tests.scripts import gemini, openai
+from tests.upstream.replies import by_credential
 
 LEFT_OUT = "server_replay: 1 of .* not played back: refused attempts"
 #: mitmdump 11 ends when all was played back.

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import pytest
 
-from account_pool.demo.exchange import Reply, Request
 from tests.e2e.harness import CHROMIUM, FIRST, OPENAI, TIMEOUT_S, account
 from tests.scripts import openai
+from tests.upstream.exchange import Reply, Request
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
 

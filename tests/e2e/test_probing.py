@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from account_pool.demo.replies import by_credential
 from tests.e2e import hasty
 from tests.e2e.harness import FIRST, SECOND, TWO, chat
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 #: No header names a reset of its own window: it is a guess.

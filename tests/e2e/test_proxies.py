@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from account_pool import __version__
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import EVENT_STREAM
 from tests.e2e.harness import TIMEOUT_S, TWO, chat, run_command
 from tests.scripts import openai
 from tests.store.servers import KINDS, Server
 from tests.tcp_proxy import TcpProxy
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import EVENT_STREAM
 
 Json = dict[str, Any]
 

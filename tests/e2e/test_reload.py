@@ -10,11 +10,11 @@ import signal
 
 import pytest
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import EVENT_STREAM, by_credential, json_reply
 from tests.e2e import harness
 from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, account, chat, in_order, secret
 from tests.scripts import openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import EVENT_STREAM, by_credential, json_reply
 
 GOOD = openai.chat_complete("Good morning")
 

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -28,6 +27,7 @@ from tests.e2e.harness import (
 from tests.e2e.test_websocket import CREATE, CREATED, DELTA, LIMITED, open_socket, says
 from tests.e2e.test_workers import one_each
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, client, leave
 from tests.scripts import openai
+from tests.upstream.exchange import Ending, Fault, Reply
+from tests.upstream.replies import by_credential
 
 CHAT = openai.chat_stream(["Good", " morning"])
 

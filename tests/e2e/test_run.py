@@ -21,9 +21,9 @@ import account_pool
 from account_pool.cli import processes
 from account_pool.cli.places import Places
 from account_pool.cli.processes import read_record
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, secret
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

@@ -10,11 +10,11 @@ import asyncio
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, in_order, point_clients_at
 from tests.scripts import anthropic as anthropic_script
 from tests.scripts import gemini
 from tests.scripts import openai as openai_script
+from tests.upstream.replies import by_credential
 
 WORDS = ["Good", " morning", " to", " you"]
 TEXT = "".join(WORDS)

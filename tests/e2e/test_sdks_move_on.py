@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import by_credential, stream_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, in_order, point_clients_at
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import by_credential, stream_reply
 
 TEXT = "Good morning"
 WORDS = ["Good", " morning"]

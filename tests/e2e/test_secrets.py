@@ -23,7 +23,6 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from account_pool.demo.exchange import Fault, Reply, Request, find_header
 from tests.e2e import leak
 from tests.e2e.harness import (
     CLIENT,
@@ -37,6 +36,7 @@ from tests.e2e.harness import (
     secret,
 )
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.exchange import Fault, Reply, Request, find_header
 
 SECRET = re.compile(rb"sk-fake-\w+-000")
 BASE64 = [base64.b64encode(b"x" * shift + b"sk-fake-")[4:-4] for shift in range(3)]

@@ -17,7 +17,6 @@ import httpx
 import pytest
 from h2.events import StreamEnded
 
-from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, account, chat, secret
 from tests.e2e.peer import Line, Line2, Peer
 from tests.e2e.test_admin import admin, direct
@@ -25,6 +24,7 @@ from tests.e2e.test_drain import LONG, SHUTTING, ended, slow
 from tests.e2e.test_secrets import VERBOSE, found, unpacked
 from tests.e2e.upstream_proxy import UpstreamProxy, refused
 from tests.scripts import openai
+from tests.upstream.replies import by_credential, json_reply
 
 GOOD = openai.chat_complete("Good")
 KEPT = ["-w", "traffic.mitm", "--set", "hardump=traffic.har"]

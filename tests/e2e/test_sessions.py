@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from account_pool.demo.exchange import Framing, Reply, Request
-from account_pool.demo.replies import by_credential, json_reply, stream_reply
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -23,6 +21,8 @@ from tests.e2e.harness import (
     secret,
 )
 from tests.scripts import framed, gemini, openai
+from tests.upstream.exchange import Framing, Reply, Request
+from tests.upstream.replies import by_credential, json_reply, stream_reply
 
 GOOD = openai.chat_complete("Good morning")
 THREE = [account(label) for label in ("first", "second", "third")]

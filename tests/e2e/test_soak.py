@@ -15,11 +15,11 @@ from pathlib import Path
 
 import httpx
 
-from account_pool.demo.exchange import Fault, Pause, Reply, Request
-from account_pool.demo.replies import EVENT_STREAM
 from tests.e2e import status
 from tests.e2e.harness import TIMEOUT_S, account, chat
 from tests.scripts import openai
+from tests.upstream.exchange import Fault, Pause, Reply, Request
+from tests.upstream.replies import EVENT_STREAM
 
 REQUESTS = int(os.environ.get("POOL_SOAK", "1000"))
 #: mitmproxy without us fills its own caches (certificates, connections) for so long.

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, PATH_OF_PACKAGE, SECOND, TIMEOUT_S, chat, in_order
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)

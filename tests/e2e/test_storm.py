@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from account_pool.demo.exchange import Journal, Reply, Request
 from tests.e2e import constants, status
 from tests.e2e.harness import FIRST, SECOND, THIRD, TIMEOUT_S, TWO, Proxy, account, chat
 from tests.scripts import openai
+from tests.upstream.exchange import Journal, Reply, Request
 
 CLIENTS = 50
 WORDS = [" good"]

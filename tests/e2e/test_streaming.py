@@ -11,8 +11,6 @@ import hashlib
 
 import pytest
 
-from account_pool.demo.exchange import Pause, Reply, Step
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import (
     FIRST,
     SECOND,
@@ -23,6 +21,8 @@ from tests.e2e.harness import (
     respond,
 )
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.exchange import Pause, Reply, Step
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 WORDS = [f" word{n}" for n in range(20)]
 

@@ -13,12 +13,12 @@ import pytest
 from mitmproxy.net.encoding import decode, encode
 
 from account_pool.cli.run import placeholder_home
-from account_pool.demo.exchange import Request
-from account_pool.demo.replies import by_credential, json_reply
 from tests.cli.authorisation import vendor_tool
 from tests.e2e.harness import CLIENT, FIRST, SECOND, THIRD, account, secret
 from tests.patience import PATIENCE_S
 from tests.scripts import anthropic, code_assist, codex, openai
+from tests.upstream.exchange import Request
+from tests.upstream.replies import by_credential, json_reply
 
 WORDS = ["Good", " morning"]
 #: Of the client's own account: the provider must never see it on a request of the pool.

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e import asleep
 from tests.e2e.harness import FIRST, TWO, chat, in_order
 from tests.e2e.raw_http2 import Peer, RawHttp2
 from tests.e2e.upstream_proxy import UpstreamProxy
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 HOURS = 3 * 3600
 CHAT = openai.chat_stream(["Good", " morning"])

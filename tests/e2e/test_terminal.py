@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, TIMEOUT_S
 from tests.e2e.test_drain import CHAT, LONG, ONE, answering, bindings_in, slow
+from tests.upstream.replies import by_credential
 
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 GOOD = openai.chat_complete("Good morning")

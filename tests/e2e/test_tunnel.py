@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, TWO, chat, client
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 OTHER = "https://www.example.com/v1/chat/completions"
 GOOD = openai.chat_complete("Good morning")

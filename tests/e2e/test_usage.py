@@ -7,9 +7,9 @@ import asyncio
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, account, point_clients_at
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.replies import by_credential
 
 WORDS = ["Good", " morning", " to", " you"]
 PROMPT = [{"role": "user", "content": "Hello?"}]

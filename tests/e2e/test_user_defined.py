@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from account_pool.demo.exchange import find_header
-from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, account, chat, in_order
 from tests.scripts import openai
+from tests.upstream.exchange import find_header
+from tests.upstream.replies import by_credential, json_reply
 
 GOOD = openai.chat_complete("Good morning")
 #: Not an error by its status, nor one that OpenAI's API knows.

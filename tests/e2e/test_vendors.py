@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import by_credential, event, json_reply, stream_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, account, in_order, point_clients_at
 from tests.scripts import cohere, openai
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import by_credential, event, json_reply, stream_reply
 
 WORDS = ["Good", " morning", " to", " you"]
 TEXT = "".join(WORDS)

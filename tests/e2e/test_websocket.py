@@ -13,8 +13,6 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from account_pool.demo import provider as scripted
-from account_pool.demo.exchange import Ending, Reply
-from account_pool.demo.replies import by_credential
 from tests.e2e import breaking
 from tests.e2e.harness import (
     CLIENT,
@@ -27,6 +25,8 @@ from tests.e2e.harness import (
     point_clients_at,
 )
 from tests.scripts import openai
+from tests.upstream.exchange import Ending, Reply
+from tests.upstream.replies import by_credential
 
 HOST = "api.openai.com"
 URL = f"wss://{HOST}/v1/responses"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import account_pool
-from account_pool.demo.replies import by_credential
 from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, THIRD, account, chat, secret
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places of Linux")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from account_pool.demo.replies import by_credential
 from tests.e2e import status
 from tests.e2e.harness import FIRST, SECOND, chat, free_port, in_order
 from tests.scripts import openai
+from tests.upstream.replies import by_credential
 
 GOOD = openai.chat_complete("Good morning")
 

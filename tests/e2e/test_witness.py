@@ -8,7 +8,6 @@ import re
 import pytest
 
 from account_pool.core.selection import POLICIES
-from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e import die_after_cooldown
 from tests.e2e.harness import (
     CLIENT,
@@ -25,6 +24,7 @@ from tests.e2e.harness import (
 )
 from tests.e2e.test_admin import admin, direct
 from tests.scripts import anthropic, gemini, openai
+from tests.upstream.replies import by_credential, json_reply
 
 GOOD = openai.chat_complete("Good morning")
 DEAD = openai.invalid_key()

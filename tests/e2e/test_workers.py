@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.demo.exchange import Reply, Request
-from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, Proxy, account, chat, in_order
 from tests.scripts import openai
+from tests.upstream.exchange import Reply, Request
+from tests.upstream.replies import EVENT_STREAM, by_credential
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")
 

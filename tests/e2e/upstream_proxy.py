@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from account_pool.demo.certificates import Certificate
+from tests.upstream.certificates import Certificate
 
 HEAD_END = b"\r\n\r\n"
 OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mitmproxy.net.encoding import encode
 
-from account_pool.demo.exchange import Framing, Reply, Script
+from tests.upstream.exchange import Framing, Reply, Script
 
 
 def always(reply: Reply) -> Script:

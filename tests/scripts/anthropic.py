@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from account_pool.demo.exchange import Headers, Reply
-from account_pool.demo.replies import event, json_reply, stream_reply
+from tests.upstream.exchange import Headers, Reply
+from tests.upstream.replies import event, json_reply, stream_reply
 
 MODEL = "claude-haiku-4-5"
 REQUEST_ID: Headers = (("request-id", "req_fake"),)

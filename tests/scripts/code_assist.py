@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import json_reply, stream_reply
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import json_reply, stream_reply
 
 MODEL = "gemini-3.1-pro-preview"
 _KIND = "type.googleapis.com/google.rpc."

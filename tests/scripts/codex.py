@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from account_pool.demo.exchange import Headers, Reply
-from account_pool.demo.replies import event, json_reply, stream_reply
 from tests.scripts.openai import response_opening
+from tests.upstream.exchange import Headers, Reply
+from tests.upstream.replies import event, json_reply, stream_reply
 
 
 def windows(primary: float, secondary: float, primary_s: float, secondary_s: float) -> Headers:

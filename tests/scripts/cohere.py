@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import event, json_reply, stream_reply
+from tests.upstream.exchange import Reply
+from tests.upstream.replies import event, json_reply, stream_reply
 
 
 def chat_stream(words: Sequence[str], pause_s: float = 0) -> Reply:

@@ -1,7 +1,7 @@
 """What the OpenAI API says: chat completions, responses, and its limits.
 
 Shapes follow https://platform.openai.com/docs/api-reference (chat, responses) and
-https://platform.openai.com/docs/guides/rate-limits. What the demo shows of it is made there.
+https://platform.openai.com/docs/guides/rate-limits.
 """
 
 from __future__ import annotations
@@ -9,40 +9,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from account_pool.demo.exchange import Reply
-from account_pool.demo.replies import (
-    BUDGET,
-    CREATED,
-    MODEL,
-    chat_events,
-    chat_stream,
-    chat_usage,
-    event,
-    insufficient_quota,
-    json_reply,
-    rate_limit_error,
-    rate_limited,
-    stream_reply,
+from tests.upstream.exchange import Headers, Reply
+from tests.upstream.replies import event, json_reply, stream_reply
+
+MODEL = "gpt-5-nano"
+CREATED = 1_790_000_000
+#: On every answer of the API that reached a model.
+BUDGET: Headers = (
+    ("x-ratelimit-limit-requests", "500"),
+    ("x-ratelimit-remaining-requests", "499"),
+    ("x-ratelimit-reset-requests", "120ms"),
 )
 
-__all__ = [
-    "MODEL",
-    "bad_request",
-    "chat_complete",
-    "chat_events",
-    "chat_stream",
-    "insufficient_quota",
-    "invalid_key",
-    "limit_in_chat_stream",
-    "limit_in_json",
-    "limit_in_stream",
-    "overloaded",
-    "rate_limit_error",
-    "rate_limited",
-    "response_events",
-    "response_opening",
-    "response_stream",
-]
+
+def chat_events(words: Sequence[str], model: str = MODEL) -> list[bytes]:
+    """Return the events of a streamed chat completion, one per word and some around."""
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": "", "refusal": None}]
+    deltas += [{"content": word} for word in words]
+    chunks = [_chunk(model, [_choice(delta)]) for delta in deltas]
+    chunks.append(_chunk(model, [_choice({}, "stop")]))
+    chunks.append(_chunk(model, [], usage=_chat_usage(words)))
+    return [*(event(chunk) for chunk in chunks), event("[DONE]")]
+
+
+def chat_stream(words: Sequence[str], pause_s: float = 0, model: str = MODEL) -> Reply:
+    """Return a streamed chat completion."""
+    return stream_reply(chat_events(words, model), pause_s, BUDGET)
+
+
+def rate_limited(seconds: float = 38, model: str = MODEL, organisation: str = "org-fake") -> Reply:
+    """Return the 429 of a spent tokens-per-minute budget."""
+    headers: Headers = (
+        ("retry-after", f"{max(1, round(seconds))}"),
+        ("retry-after-ms", f"{round(seconds * 1000)}"),
+        ("x-ratelimit-limit-tokens", "30000"),
+        ("x-ratelimit-remaining-tokens", "0"),
+        ("x-ratelimit-reset-tokens", f"{seconds:g}s"),
+    )
+    return json_reply(rate_limit_error(seconds, model, organisation), 429, headers)
+
+
+def insufficient_quota() -> Reply:
+    """Return the 429 of an account without money."""
+    return json_reply({"error": _quota_error()}, 429)
+
+
+def rate_limit_error(
+    seconds: float, model: str = MODEL, organisation: str = "org-fake"
+) -> dict[str, Any]:
+    """Return the error envelope of a rate limit."""
+    message = (
+        f"Rate limit reached for {model} in organization {organisation} on tokens per min (TPM): "
+        f"Limit 30000, Used 30000, Requested 385. Please try again in {seconds:g}s. Visit "
+        "https://platform.openai.com/account/rate-limits to learn more."
+    )
+    return {
+        "error": {
+            "message": message,
+            "type": "tokens",
+            "param": None,
+            "code": "rate_limit_exceeded",
+        }
+    }
 
 
 def chat_complete(text: str, model: str = MODEL) -> Reply:
@@ -54,7 +82,7 @@ def chat_complete(text: str, model: str = MODEL) -> Reply:
         "created": CREATED,
         "model": model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": chat_usage(text.split()),
+        "usage": _chat_usage(text.split()),
         "service_tier": "default",
         "system_fingerprint": None,
     }
@@ -159,6 +187,43 @@ def invalid_key() -> Reply:
         "code": "invalid_api_key",
     }
     return json_reply({"error": error}, 401)
+
+
+def _chat_usage(words: Sequence[str]) -> dict[str, Any]:
+    return {
+        "prompt_tokens": 9,
+        "completion_tokens": len(words),
+        "total_tokens": 9 + len(words),
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+    }
+
+
+def _chunk(
+    model: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-fake",
+        "object": "chat.completion.chunk",
+        "created": CREATED,
+        "model": model,
+        "service_tier": "default",
+        "system_fingerprint": None,
+        "choices": choices,
+        "usage": usage,
+    }
+
+
+def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _quota_error() -> dict[str, Any]:
+    return {
+        "message": "You exceeded your current quota, please check your plan and billing details.",
+        "type": "insufficient_quota",
+        "param": None,
+        "code": "insufficient_quota",
+    }
 
 
 def _response_usage(words: Sequence[str]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 from tests.e2e.harness import free_port
 from tests.patience import PATIENCE_S
+from tests.upstream.certificates import Certificate
 
-from account_pool.demo.certificates import Certificate
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.pool_state import parse
 

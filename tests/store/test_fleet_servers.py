@@ -26,8 +26,8 @@ from tests.store.servers import (
     start_tls,
     until,
 )
+from tests.upstream.certificates import Certificate, make_certificate
 
-from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.fleet_store import FleetStore, inspect
 from account_pool.store.pool_state import parse

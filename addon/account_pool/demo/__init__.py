@@ -1,6 +1,4 @@
-"""A scripted provider, and a failover to watch without an account.
+"""A failover to watch without an account: `failover`, and the `provider` in it.
 
-In reading order: `exchange` (what is asked, answered and recorded), `provider` (the server),
-`certificates`, `replies` (what a vendor's server says), `mitmdump` (the proxy as a child process);
-then the demo itself, `failover`. The end-to-end tests use all but that.
+`mitmdump` is a proxy as a child process, which `run`, `serve` and the tests start, too.
 """

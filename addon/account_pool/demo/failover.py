@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -26,17 +27,23 @@ from rich.table import Table
 from rich.text import Text
 
 from account_pool.config.accounts_file import command
-from account_pool.demo import replies
-from account_pool.demo.certificates import make_certificate
-from account_pool.demo.exchange import Exchange, Reply, Request, Script
 from account_pool.demo.mitmdump import (
     POOL_READY,
     START_TIMEOUT_S,
+    TIME,
     Mitmdump,
     MitmdumpFailed,
     addon_script,
 )
-from account_pool.demo.provider import Provider
+from account_pool.demo.provider import (
+    MODEL,
+    Answer,
+    chat_stream,
+    insufficient_quota,
+    rate_limited,
+    serve,
+    server_context,
+)
 from account_pool.filesystem import expanded, make_private, write_whole
 
 #: What the client sends: no account of the pool, so the provider would turn it away.
@@ -83,23 +90,14 @@ QUESTIONS = (
 )
 
 
-def script() -> Script:
+def said_to(label: str, text: str) -> Answer:
     """Return what the provider says: one account limited, one out of money, one fine."""
-    refusals = replies.by_credential(
-        {
-            TOKENS["work"]: replies.rate_limited(RATE_LIMIT_S),
-            TOKENS["old"]: replies.insufficient_quota(),
-        }
-    )
-
-    def answer(request: Request) -> Reply:
-        if request.credential != TOKENS["spare"]:
-            return refusals(request)
-        asked = request.json()["messages"][-1]["content"]
-        question = next(question for question in QUESTIONS if question.text == asked)
-        return replies.chat_stream(question.words, WORD_PAUSE_S)
-
-    return answer
+    if label == "work":
+        return rate_limited(RATE_LIMIT_S)
+    if label == "old":
+        return insufficient_quota()
+    question = next(question for question in QUESTIONS if question.text == text)
+    return chat_stream(question.words, WORD_PAUSE_S)
 
 
 def accounts_yaml(port: int) -> str:
@@ -112,8 +110,6 @@ def accounts_yaml(port: int) -> str:
     return f"accounts:\n{accounts}{hosts}"
 
 
-#: What mitmdump puts before each line.
-_TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
 #: The pool's own line about an attempt that was refused, e.g. "openai/work: 429
 #: rate_limit, on cooldown for 38 s (gpt-5-nano) -> openai/old (429 code=...)".
 _REFUSED = re.compile(
@@ -146,24 +142,18 @@ class Transcript:
     def question(self, number: int, question: Question) -> None:
         self._print(f'\n{number}. POST /v1/chat/completions  "{question.text}"', "bold")
 
-    def exchange(self, exchange: Exchange) -> None:
-        """Show what the provider answered to an account, the moment it does."""
-        label = LABELS.get(exchange.request.credential)
-        reply = exchange.reply
-        if label is None or reply is None:
-            self._print("   the provider was asked with an unknown credential", "red")
-            return
+    def provider_said(self, label: str, answer: Answer) -> None:
+        """Show what the provider answers to an account, the moment it does."""
         self._asked[label] += 1
-        if reply.status < 400:
-            self._print(f"   openai/{label:6} {reply.status}", "green")
+        if not answer.code:
+            self._print(f"   openai/{label:6} {answer.status}", "green")
             return
         self._refused[label] += 1
-        code = json.loads(reply.body)["error"]["code"]
-        self._print(f"   openai/{label:6} {reply.status} {code}", "yellow")
+        self._print(f"   openai/{label:6} {answer.status} {answer.code}", "yellow")
 
     def log_line(self, line: str) -> None:
         """Show what mitmdump says, if the pool said it; never in the middle of an answer."""
-        line = _TIME.sub("", line)
+        line = TIME.sub("", line)
         refused = _REFUSED.match(line)
         if refused is None:
             return
@@ -263,33 +253,43 @@ async def _run() -> None:
 
 
 async def _run_in(folder: Path) -> None:
-    transcript = Transcript()
-    certificate = make_certificate(folder)
-    async with Provider(script(), certificate) as provider:
+    transcript, confdir = Transcript(), folder / "mitmproxy"
+    strangers: list[str] = []
+
+    def script(credential: str, asked: Any) -> Answer:
+        if (label := LABELS.get(credential)) is None:
+            strangers.append(credential)
+            return insufficient_quota()
+        answer = said_to(label, asked["messages"][-1]["content"])
+        transcript.provider_said(label, answer)
+        return answer
+
+    authority, tls = server_context(confdir)
+    async with await serve(script, tls) as provider:
+        port = provider.sockets[0].getsockname()[1]
         accounts = folder / "accounts.yaml"
         accounts.touch(mode=0o600)
-        accounts.write_text(accounts_yaml(provider.port), encoding="utf-8")
+        accounts.write_text(accounts_yaml(port), encoding="utf-8")
         options = {
-            "confdir": folder / "mitmproxy",
+            "confdir": confdir,
             "flow_detail": 0,
             "pool_accounts": accounts,
             "pool_state": "memory:",
-            "ssl_verify_upstream_trusted_ca": certificate.authority,
+            "ssl_verify_upstream_trusted_ca": authority,
         }
         sets = [arg for name, value in options.items() for arg in ("--set", f"{name}={value}")]
-        addon = str(addon_script())
+        addon, url = str(addon_script()), f"https://localhost:{port}"
         mitmdump = Mitmdump(
             "-s", addon, *sets, folder=folder, ready=POOL_READY, on_line=transcript.log_line
         )
         async with _kept_on_failure(mitmdump), mitmdump as proxy:
-            transcript.opening(provider.url, proxy.url, addon)
-            provider.journal.on_reply = transcript.exchange
-            authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
+            transcript.opening(url, proxy.url, addon)
             async with _client(proxy.url, authority) as client:
                 for number, question in enumerate(QUESTIONS, 1):
                     transcript.question(number, question)
-                    await _ask(client, provider.url, question, transcript)
-            _check_journal(provider)
+                    await _ask(client, url, question, transcript)
+            if strangers:
+                raise DemoFailed("the provider saw a credential that is not in the pool")
             transcript.closing()
 
 
@@ -333,7 +333,7 @@ async def _ask(
         f"{provider_url}/v1/chat/completions",
         headers={"authorization": f"Bearer {CLIENT_TOKEN}"},
         json={
-            "model": "gpt-5-nano",
+            "model": MODEL,
             "stream": True,
             "messages": [{"role": "user", "content": question.text}],
         },
@@ -363,12 +363,3 @@ async def _words(response: httpx.Response) -> AsyncIterator[str]:
         for choice in json.loads(data)["choices"]:
             if text := choice["delta"].get("content"):
                 yield text
-
-
-def _check_journal(provider: Provider) -> None:
-    """Raise DemoFailed unless the provider saw the accounts of the pool and only those."""
-    seen = set(provider.journal.credentials)
-    if CLIENT_TOKEN in seen or not seen <= set(LABELS):
-        raise DemoFailed("the provider saw a credential that is not in the pool")
-    if provider.journal.errors:
-        raise DemoFailed(f"the scripted provider failed: {provider.journal.errors[0]!r}")

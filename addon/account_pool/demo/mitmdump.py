@@ -201,7 +201,7 @@ def addon_script() -> Path:
 # CancelledError of whatever was going on when it ended.
 
 #: What mitmdump puts before each line.
-_TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
+TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
 _OURS = "account-pool: "
 #: Lines that stand there whether it starts or not.
 _USUAL = re.compile(
@@ -226,7 +226,7 @@ def cause(lines: Sequence[str], exit_code: int | None) -> str:
 
     *exit_code* is negative for a signal, None while it runs.
     """
-    texts = [_TIME.sub("", line).rstrip() for line in lines]
+    texts = [TIME.sub("", line).rstrip() for line in lines]
     raised = list(_raised(texts))
     telling = [text.strip() for text in texts if text.strip() and not _USUAL.search(text)]
     ours = [text.removeprefix(_OURS) for text in telling if text.startswith(_OURS)]
