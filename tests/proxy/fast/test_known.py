@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpStream
 from mitmproxy.proxy.layers.tls import TLSLayer
 
@@ -32,6 +35,29 @@ def watched(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args)
 
     return watching
+
+
+def with_parameters_in_lines(
+    first: str,
+    # in parentheses that end where it begins
+    second: str,
+) -> str:
+    def inner() -> str:
+        return first
+
+    return inner() + str(
+        second,
+    )
+    # and a comment at the end
+
+
+@pytest.mark.parametrize(
+    "function", [TLSLayer.send_data, HttpStream.passthrough, Layer.handle_event, watched,
+                 with_parameters_in_lines, Proxy.__init__]
+)  # fmt: skip
+def test_all_of_a_source_counts(function) -> None:
+    source = inspect.getsource(function).strip()
+    assert digest(function) == hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def test_what_mitmproxy_decorates_itself_is_known() -> None:
