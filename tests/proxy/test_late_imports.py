@@ -42,6 +42,14 @@ import sys
 from pathlib import Path
 import account_pool.proxy.addon
 from account_pool.config.loader import load
+from account_pool.config.options import POOL_OPTIONS
+from account_pool.proxy.options import Concealed
+from mitmproxy.options import Options
+options = Options()
+for option in POOL_OPTIONS:
+    options.add_option(option.option, option.typespec, option.option_default, option.help)
+    option.read(option.option_default)
+Concealed().take(options)
 account_pool.proxy.addon.AccountPool()
 assert len(load(Path(sys.argv[1]), {}).accounts) == 2
 print(*sys.modules)

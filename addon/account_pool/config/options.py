@@ -96,7 +96,8 @@ class PoolOption(NamedTuple):
             raise Wrong(f"{value:g} is less than {self.minimum:g}", self._accepted())
         if self.choices is not None and value not in self.choices:
             raise Wrong(f"{self._shown(value)} is not accepted", self._accepted())
-        if self.reader is not None and isinstance(value, str):
+        # Some readers are modules that are imported for a value of the owner's only.
+        if self.reader is not None and isinstance(value, str) and value != self.default:
             self.reader(value)
         checked: OptionValue = value
         return checked

@@ -120,7 +120,7 @@ class Concealed:
             if option.conceal is None or option.option not in options:
                 continue
             found, known = getattr(options, option.option), self._values.get(option.option, "")
-            if found == option.conceal(known):
+            if found == known == option.default or found == option.conceal(known):
                 continue
             try:
                 option.read(found)
