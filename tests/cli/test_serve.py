@@ -127,7 +127,7 @@ def test_several_workers_are_started_with_the_same_arguments(tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(serve.sys, "platform", "linux")
     seen = []
-    monkeypatch.setattr(serve, "launch", lambda *how: seen.append(how) or 7)
+    monkeypatch.setattr("account_pool.workers.launcher.launch", lambda *how: seen.append(how) or 7)
     with pytest.raises(SystemExit, match="7"):
         run(["serve", "--workers", "3", "--port", "0", "--set", "a=1"])
     command, workers, environ, _ = seen.pop()
@@ -183,7 +183,9 @@ def test_script_prints_a_path_and_nothing_else(capsys):
     ],
 )  # fmt: skip
 def test_a_port_that_is_used_is_said_in_our_words(became, capsys, monkeypatch, words):
-    monkeypatch.setattr(serve, "launch", lambda *_how: pytest.fail("it was started"))
+    monkeypatch.setattr(
+        "account_pool.workers.launcher.launch", lambda *_how: pytest.fail("it was started")
+    )
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert exit_code(["serve", *(word.replace("PORT", port) for word in words)]) == 1

@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from account_pool.cli import api, service
+from account_pool.cli import api, serve
 from account_pool.cli.main import run
-from account_pool.cli.service import Plan
+from account_pool.cli.serve import Plan
 
 #: What every system has to be told differently.
 ODD = '/home/a b/100%/$HOME/"quoted"/back\\slash/ü\''
@@ -55,7 +55,7 @@ def unquoted(line: str) -> list[str]:
 
 
 def test_a_unit_of_systemd(plan):
-    text = service.unit(plan)
+    text = serve.unit(plan)
     lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     program, *arguments = unquoted(lines["ExecStart"])
     assert program == "/opt/a b/account-pool"
@@ -76,7 +76,7 @@ def test_systemd_takes_the_unit(tmp_path):
     program.chmod(0o755)
     plan = Plan(port=8081, command=(str(program), *ARGUMENTS), path=ODD, home=tmp_path)
     file = tmp_path / "account-pool-8081.service"
-    file.write_text(service.unit(plan))
+    file.write_text(serve.unit(plan))
     checked = subprocess.run(
         ["systemd-analyze", "verify", "--user", "--man=no", str(file)],
         env={"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
@@ -89,14 +89,14 @@ def test_systemd_takes_the_unit(tmp_path):
 
 
 def test_an_agent_of_launchd(plan):
-    value = plistlib.loads(service.agent(plan))
+    value = plistlib.loads(serve.agent(plan))
     assert value["ProgramArguments"] == list(plan.command)
     assert value["Label"] == "account-pool-8081"
     assert value["EnvironmentVariables"] == {"PATH": ODD}
     assert value["KeepAlive"] is value["RunAtLoad"] is True
     assert value["ThrottleInterval"] >= 10
     assert value["Umask"] == 0o077
-    made = service.launchd(plan, 501)
+    made = serve.launchd(plan, 501)
     assert made.file == plan.home / "Library/LaunchAgents/account-pool-8081.plist"
     assert made.install[-1][:3] == ("launchctl", "bootstrap", "gui/501")
 
@@ -114,8 +114,8 @@ def test_a_task_of_windows(plan):
         path="",
         home=plan.home,
     )
-    made = service.windows(windows, plan.home)
-    text = service.as_text(made)
+    made = serve.windows(windows, plan.home)
+    text = serve.as_text(made)
     assert made.definition[:2] == b"\xff\xfe"
     root = ElementTree.fromstring(text.partition("?>")[2])
     of = {"t": "http://schemas.microsoft.com/windows/2004/02/mit/task"}
@@ -242,7 +242,7 @@ def test_where_systemd_does_not_run(systemctl, places, tmp_path, monkeypatch, ca
 @needs_linux
 def test_one_that_does_not_serve_names_its_log(systemctl, places, monkeypatch, capsys):
     health(monkeypatch, api.Missing.NOBODY)
-    monkeypatch.setattr(service, "_READY_S", 0.0)
+    monkeypatch.setattr(serve, "_READY_S", 0.0)
     assert run(["service", "install", "-p", str(places.port)]) == 1
     assert f"journalctl --user -u account-pool-{places.port}" in capsys.readouterr().err
 

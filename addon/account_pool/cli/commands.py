@@ -175,7 +175,7 @@ def service(
     `account-pool serve`; what follows install is passed on to that. `status` exits with 0 where it
     serves.
     """
-    from account_pool.cli import service as services
+    from account_pool.cli import serve as services
 
     if context.args and action is not ServiceAction.INSTALL:
         raise typer.BadParameter(f"{context.args[0]}: only install takes options of serve")

@@ -48,7 +48,7 @@ from account_pool.cli.environment import (
 from account_pool.cli.output import Failed, note, show_json
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import listeners, running_ports
-from account_pool.cli.service import plan_of, service_of
+from account_pool.cli.serve import plan_of, service_of
 from account_pool.config.accounts_file import command, counted, shown
 from account_pool.config.configuration import Config
 from account_pool.config.notify import NOTIFY_SEND, FromVariable, program_of, read_targets
