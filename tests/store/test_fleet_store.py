@@ -8,8 +8,8 @@ from tests.store.servers import Server, StartServer, new_pool
 
 from account_pool.core.credential import Secret
 from account_pool.store.fleet import fleet_store
-from account_pool.store.fleet.fleet_store import FORMAT, Fact, FleetStore, facts, inspect
-from account_pool.store.pool_state import parse
+from account_pool.store.fleet.fleet_store import FORMAT, FleetStore, facts, inspect
+from account_pool.store.pool_state import Fact, parse
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import StoreError, Tokens
 

@@ -285,7 +285,7 @@ class Actions:
         state = self._find(key)
         if state is None:
             raise ApiError(
-                409, "not_taken", (f"it was written to {where}, but the pool did not load it")
+                409, "not_taken", f"it was written to {where}, but the pool did not load it"
             )
         return state
 

@@ -242,16 +242,8 @@ def dashboard() -> Response:
             "frame-ancestors 'none'",
         )
     )
-    headers = {
-        "content-type": "text/html; charset=utf-8",
-        "content-security-policy": policy,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cross-origin-opener-policy": "same-origin",
-        "cross-origin-resource-policy": "same-origin",
-        "cache-control": "no-store",
-    }
-    return Response(html, headers=headers)
+    headers = {"content-security-policy": policy, "cross-origin-opener-policy": "same-origin"}
+    return Response(html, headers=headers, media_type="text/html")
 
 
 def _read(name: str) -> str:

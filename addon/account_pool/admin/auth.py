@@ -68,7 +68,7 @@ def check_place(request: AdminRequest, rules: Rules) -> None:
         raise ApiError(
             421,
             "wrong_host",
-            (f"the Host header names another host; use {_url(request)} or {ADMIN_HOST}"),
+            f"the Host header names another host; use {_url(request)} or {ADMIN_HOST}",
         )
     _check_page(request, named[0].lower())
 
@@ -149,7 +149,7 @@ class TokenGuard(Struct, eq=False):
         given = request.values(b"authorization")
         if not given:
             raise _unauthorised(
-                "no_token", ("this needs the admin token, which account-pool status shows")
+                "no_token", "this needs the admin token, which account-pool status shows"
             )
         scheme, _, token = given[0].partition(" ")
         is_right = hmac.compare_digest(
@@ -160,7 +160,7 @@ class TokenGuard(Struct, eq=False):
             return
         self.note_failure(request.peer, now)
         raise _unauthorised(
-            "wrong_token", ("this is not the admin token, which account-pool status shows")
+            "wrong_token", "this is not the admin token, which account-pool status shows"
         )
 
     def check_failures(self, peer: str, now: float) -> None:

@@ -128,8 +128,11 @@ def account_view(state: AccountState, clocks: Clocks, extras: AccountExtras) -> 
         "min_interval_s": account.min_interval_s,
         "placeholder": f"pool:{state.key}",
         "cooldowns": [cooldown_view(c, clocks) for c in _active(state, clocks.now)],
+        # Refusals that may be its own fault: all others are asked before it.
         "asked_last": [
-            _asked_last_view(v, clocks) for v in state.verdicts.values() if v.active(clocks.now)
+            _span_view(verdict.covered, verdict, clocks)
+            for verdict in state.verdicts.values()
+            if verdict.active(clocks.now)
         ],
         "disabled": _disabling_view(state, clocks),
         "problem": state.problem,
@@ -159,24 +162,16 @@ def verdict_of(state: AccountState, now: float) -> tuple[str, str]:
 
 def cooldown_view(cooldown: Cooldown, clocks: Clocks) -> Json:
     """Return one cooldown: what it covers, why, since when and until when."""
-    return {
-        "model": cooldown.model,
-        **_cause_view(cooldown.cause),
-        "since_at": clocks.iso(cooldown.since),
-        "until_at": clocks.iso(cooldown.until),
-        "remaining_s": _seconds(cooldown.until - clocks.now),
-        "streak": cooldown.streak,
-    }
+    return {**_span_view(cooldown.model, cooldown, clocks), "streak": cooldown.streak}
 
 
-def _asked_last_view(verdict: AccountVerdict, clocks: Clocks) -> Json:
-    """Return why all others are asked before an account: a refusal that may be its own fault."""
+def _span_view(model: str | None, held: Cooldown | AccountVerdict, clocks: Clocks) -> Json:
     return {
-        "model": verdict.covered,
-        **_cause_view(verdict.cause),
-        "since_at": clocks.iso(verdict.since),
-        "until_at": clocks.iso(verdict.until),
-        "remaining_s": _seconds(verdict.until - clocks.now),
+        "model": model,
+        **_cause_view(held.cause),
+        "since_at": clocks.iso(held.since),
+        "until_at": clocks.iso(held.until),
+        "remaining_s": _seconds(held.until - clocks.now),
     }
 
 

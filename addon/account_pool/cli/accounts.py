@@ -125,21 +125,20 @@ def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError.
     """
-    loaded = read_main(found, environ)
-    added = added_file(loaded)
-    return loaded if added is None else accounts_file.with_added(loaded, added, environ)
+    return _with_added(read_main(found, environ), environ)
 
 
 def accounts_of(path: Path, environ: Mapping[str, str]) -> Sequence[AccountEntry]:
     """Return the accounts of *path* and those that were added beside it; none if it is wrong."""
     try:
-        loaded = load(path, environ)
-        added = added_file(loaded)
-        return (
-            loaded if added is None else accounts_file.with_added(loaded, added, environ)
-        ).accounts
+        return _with_added(load(path, environ), environ).accounts
     except ConfigError:
         return ()
+
+
+def _with_added(loaded: Config, environ: Mapping[str, str]) -> Config:
+    added = added_file(loaded)
+    return loaded if added is None else accounts_file.with_added(loaded, added, environ)
 
 
 def state_of(loaded: Config | None, confdir: str = CONFDIR) -> str:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
@@ -35,12 +34,9 @@ from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
 from account_pool.filesystem import named_path
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
-from account_pool.store.pool_state import database_path, is_url, parse
+from account_pool.store.pool_state import Fact, database_path, is_url, parse
 from account_pool.store.sqlite import count_logins
 from account_pool.store.store import StoreError
-
-if TYPE_CHECKING:
-    from account_pool.store.fleet.fleet_store import Fact
 
 _ANY_WIDTH = 10_000
 #: How what is said of a state engine is shown, by its level.
@@ -236,13 +232,11 @@ def _engine(state: str, confdir: str) -> list[Fact]:
             store.engine.close()
     except (StoreError, Wrong) as error:
         text, _, remedy = str(error).partition("; ")
-        return [fleet_store.Fact("bad", text, remedy)]
+        return [Fact("bad", text, remedy)]
 
 
 def _waiting(path: Path) -> list[Fact]:
     """Say which logins an engine does not have from this machine yet."""
-    from account_pool.store.fleet.fleet_store import Fact  # noqa: PLC0415 - few have an engine
-
     found = count_logins(path)
     if found is None or not found[0]:
         return []
@@ -253,8 +247,6 @@ def _waiting(path: Path) -> list[Fact]:
 
 def _moved(path: Path) -> list[Fact]:
     """Say which logins of the file that is used an engine has."""
-    from account_pool.store.fleet.fleet_store import Fact  # noqa: PLC0415 - few had an engine
-
     _, engines = count_logins(path) or (0, {})
     return [
         Fact(
@@ -272,8 +264,6 @@ def _logins(number: int) -> str:
 
 def look_at_file(path: Path) -> Iterator[Fact]:
     """Yield what there is to say of the state database *path*, which is only read."""
-    from account_pool.store.fleet.fleet_store import Fact  # noqa: PLC0415 - as above
-
     name = accounts_file.shown(path)
     if not path.exists():
         yield Fact("ok", f"{name} does not exist yet")

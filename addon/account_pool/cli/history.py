@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice
@@ -196,7 +197,7 @@ def show_decisions(
     own = cache(lambda: api.name(port))
     key = str(_key(account)) if account else None
     wanted = {name: value for name, value in (("account", key), ("kind", kind)) if value}
-    try:
+    with suppress(KeyboardInterrupt):  # the usual way to leave it
         while True:
             query = urlencode({"limit": lines, "since": since or 0, **wanted})
             path = f"/decisions?{query}"
@@ -223,9 +224,7 @@ def show_decisions(
             since = value.get("next", 0)
             lines = 1000
             time.sleep(_EVERY_S)
-    except KeyboardInterrupt:
-        # The usual way to leave it.
-        return 0
+    return 0
 
 
 def _ask_until_answered(port: int, path: str) -> Mapping[str, Any]:
@@ -288,16 +287,13 @@ def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everythin
                         port, lines=lines, follow=True, path_only=False, everything=everything
                     )
     except FileNotFoundError:
-        others = running_ports(log.parent)
         elsewhere = "One you started yourself says everything where you started it"
-        if others:
+        if others := running_ports(log.parent):
             elsewhere = f"It has one at port {' and '.join(map(str, others))}: name it with -p"
-        print(
-            f"account-pool: {log} does not exist: `account-pool run` has not started a proxy at "
-            f"port {port}. {elsewhere}",
-            file=sys.stderr,
+        return fail(
+            f"{log} does not exist: `account-pool run` has not started a proxy at port {port}. "
+            f"{elsewhere}"
         )
-        return 1
     except KeyboardInterrupt:
         # The usual way to leave it.
         return 0
@@ -373,7 +369,7 @@ def show_requests(
     widths: list[int] = []
     since: int | None = None
     noted: str | None = None
-    try:
+    with suppress(KeyboardInterrupt):  # the usual way to leave it
         while True:
             asked = {**which, "limit": min(lines, _AT_ONCE)}
             if since is not None:
@@ -398,9 +394,7 @@ def show_requests(
             since = value.get("next", 0)
             if len(found) < _AT_ONCE:
                 time.sleep(_EVERY_S)
-    except KeyboardInterrupt:
-        # The usual way to leave it.
-        return 0
+    return 0
 
 
 def aligned(rows: Iterable[Mapping[str, Any]], widths: list[int]) -> list[str]:
@@ -422,11 +416,9 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """Return the columns of a row of GET /requests, in local time."""
     at = datetime.fromisoformat(row["at"]).astimezone()
     tokens = row["tokens"]
-    status = (
-        row["status"]
-        if row["http_status"] in (None, 200)
-        else (f"{row['status']} {row['http_status']}")
-    )
+    status = row["status"]
+    if row["http_status"] not in (None, 200):
+        status += f" {row['http_status']}"
     sent = row["attempts"]
     return [
         f"{at:%Y-%m-%d %H:%M:%S}",

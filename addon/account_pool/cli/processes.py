@@ -8,7 +8,6 @@ whether it still is the process it was, and nothing is signalled without that pr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -225,25 +224,19 @@ def write_record(places: Places, record: Record) -> None:
     write_whole(places.record, json.dumps(asdict(record)), durable=False)
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(places: Places) -> Iterator[None]:
     """Be the only process that starts or ends the proxy of the port. Raises OSError."""
     places.make()
-    with _open(places.lock) as descriptor:
+    with places.lock.open("a+", encoding="utf-8") as file:
+        file.seek(0)
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415 - of Windows
 
-            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
             import fcntl  # noqa: PLC0415 - of all others
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         # The system lets go of it when the file is closed, or the process is killed.
         yield
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[int]:
-    with path.open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        yield file.fileno()

@@ -120,6 +120,20 @@ class Address(Struct, frozen=True, kw_only=True):
         return ", ".join(str(host) for host in self.hosts)
 
 
+class Fact(NamedTuple):
+    """What was found of an engine, or of a state database.
+
+    Attributes:
+        level: "ok"; "note" works, and may lose something; "bad" does not work, or loses logins.
+        text: how it is.
+        remedy: what to change; "" where nothing is to be changed.
+    """
+
+    level: Literal["ok", "note", "bad"]
+    text: str
+    remedy: str = ""
+
+
 def is_url(state: str) -> bool:
     """Say whether *state* (`pool_state`) names an engine, if in a wrong way, not a file."""
     return "://" in state or _MEANT.match(state) is not None

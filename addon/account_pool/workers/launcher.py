@@ -77,6 +77,10 @@ class Worker:
     def send(self, message: Message) -> None:
         self.seat.channel.send(message)
 
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            self.process.send_signal(number)
+
 
 class Launcher:
     """Runs some workers until it is asked to end.
@@ -353,13 +357,11 @@ class Launcher:
         """Have all workers read accounts.yaml again."""
         for worker in self._workers.values():
             if worker.ready:
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.send_signal(signal.SIGHUP)
+                worker.signal(signal.SIGHUP)
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers.values():
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.send_signal(number)
+            worker.signal(number)
 
     def _suspend(self) -> None:
         self._pass_on(signal.SIGSTOP)
@@ -385,16 +387,14 @@ class Launcher:
         if worker.ready:
             worker.send({"do": "end", "at_once": at_once})
         else:
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.terminate()
+            worker.signal(signal.SIGTERM)
         wait_s = GRACE_S + (0.0 if at_once else worker.drain_s)
         asyncio.get_running_loop().call_later(wait_s, self._kill, worker)
 
     def _kill(self, worker: Worker) -> None:
         if self._workers.get(worker.number) is worker:
             self._say(f"worker {worker.number} does not end; it is killed")
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
+            worker.signal(signal.SIGKILL)
 
     def _say(self, what: str) -> None:
         self._write(f"account-pool: {what}\n".encode())

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from account_pool.core.account import AccountKey
 from account_pool.filesystem import expanded
@@ -20,7 +20,7 @@ from account_pool.store.fleet.moving import MovingTokens
 from account_pool.store.fleet.state import FleetState
 from account_pool.store.fleet.token_rows import HOW, Keyring, SealingKeyError, TokenRows, era_of
 from account_pool.store.fleet.tokens import FleetTokens, Unsaved
-from account_pool.store.pool_state import Address, Lookup
+from account_pool.store.pool_state import Address, Fact, Lookup
 from account_pool.store.store import StateStore, StoreError, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -142,20 +142,6 @@ FULL = 0.8
 CLOCK_S = 60.0
 _SETTINGS = ("appendfsync", "maxmemory-policy", "min-replicas-to-write", "save")
 _SECTIONS = ("server", "memory", "persistence", "replication")
-
-
-class Fact(NamedTuple):
-    """What was found.
-
-    Attributes:
-        level: "ok"; "note" works, and may lose something; "bad" does not work, or loses logins.
-        text: how it is.
-        remedy: what to change; "" where nothing is to be changed.
-    """
-
-    level: Literal["ok", "note", "bad"]
-    text: str
-    remedy: str = ""
 
 
 def inspect(store: FleetStore) -> list[Fact]:
