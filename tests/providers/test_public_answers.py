@@ -108,7 +108,7 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("gateway", 429, "All accounts exhausted. Last error: HTTP 429", OL),
     ("gateway", 503, E("No available accounts", "api_error"), OL),
     ("gateway", 429, E("All premium requests for this month have been used"), Q),
-    ("gateway", 429, {"error": {"code": "model_cooldown", "message": "All credentials are cooling down (last error: " + json.dumps(E("x", code=429)) + ")", "reset_seconds": 60}}, f"{RN} 60"),
+    ("gateway", 429, {"error": {"code": "model_cooldown", "message": "All credentials are cooling down (last error: " + json.dumps(E("x", code=429)) + ")", "reset_seconds": 60}}, f"{R} 60"),
     ("yandex", 429, {"error": {"grpcCode": 8, "message": "ai.textGenerationCompletionSessionsCount.count gauge quota limit exceed: allowed 1 requests"}}, R),
     # paying cures it
     ("vercel", 403, E("AI Gateway requires a valid credit card on file to service requests.", "customer_verification_required"), Q),
@@ -184,6 +184,16 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("modelscope", 429, {"errors": {"message": "Request limit exceeded."}, "request_id": "r"}, R),
     ("novita", 429, {"code": 429, "reason": "SERVER_OVERLOAD", "message": "x"}, OL),
     ("nvidia", 429, E("ResourceExhausted: Worker local total request limit reached (33/32)", "Too Many Requests", 429), OL),
+    # a wait named in the body or in the IETF's header is as good as one in Retry-After
+    ("gateway", 429, {"error": {"message": "slow down", "retry_after": 12}}, f"{R} 12"),
+    ("gateway", 429, "", f"{R} 30", {"ratelimit": '"burst";r=0;t=30, "day";r=40;t=9000', "ratelimit-policy": '"burst";q=10;w=60'}),
+    ("gateway", 429, "", f"{Q} 9000", {"ratelimit": '"burst";r=0;t=30, "day";r=0;t=9000'}),
+    ("gateway", 429, "", f"{R} 30", {"ratelimit": "limit=100, remaining=0, reset=30"}),
+    ("gateway", 429, "", f"{R}", {"ratelimit": "limit=100, remaining=10, reset=30"}),
+    ("gateway", 429, "", f"{R} 30", {"x-rate-limit-remaining": "0", "x-rate-limit-reset": "30"}),
+    # a sentence in the place of a code is none; the name of an AWS exception is one
+    ("gateway", 429, {"error": "Too Many Requests"}, RN),
+    ("gateway", 429, {"error": json.dumps({"message": "Limit Exceeded"})}, RN),
 ]
 # fmt: on
 

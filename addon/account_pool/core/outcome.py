@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from account_pool.core import reset_hints
 from account_pool.core.credential import Secret
 from account_pool.core.json_values import NOT_READ, members
-from account_pool.core.meaning import Meaning, is_about_model, meaning_of
+from account_pool.core.meaning import Meaning, is_about_model, meaning_of, plain
 
 
 class OutcomeClass(StrEnum):
@@ -190,7 +190,7 @@ _MAX_DEPTH = 5
 # Where envelopes put their codes, and where their sentence.
 _WORD_KEYS = (
     *("code", "type", "status", "status_code", "reason", "error_type", "error_code", "errorCode"),
-    *("err_code", "errcode", "errorcode", "limit_source", "notification_id", "Code"),
+    *("err_code", "errcode", "errorcode", "limit_source", "notification_id", "Code", "__type"),
 )
 _MESSAGE_KEYS = (
     *("message", "msg", "detail", "error_description", "error_message", "errorMessage", "title"),
@@ -201,6 +201,8 @@ _NO_WORDS = frozenset({"", "0", "error", "response.failed", "none", "null"})
 
 #: A code that stands before its sentence: "QUOTA_EXCEEDED: ...", "[1113][...]".
 _CODE_FIRST = re.compile(r"\W{0,4}(?:([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b|(?<=\[)([0-9]{4,5})\])")
+#: One that stands alone.
+_CODE = re.compile(r"[\w.:/-]+")
 #: One that stands behind it: "... (1008)".
 _CODE_LAST = re.compile(r"\(([0-9]{4,5})\)\W{0,2}$")
 # RateLimitReached -> rate_limit_reached
@@ -296,7 +298,7 @@ def read_facts(answer: UpstreamResponse) -> ErrorFacts:
         html=html,
         edge=edge,
         resets=_resets(payload, error),
-        window_s=reset_hints.window_s(message),
+        window_s=reset_hints.window_s(plain(message)),
         model=answer.model,
         now=reset_hints.answer_now(answer.headers, answer.wall_now),
         payload=payload,
@@ -482,7 +484,7 @@ def _object(value: Any) -> Mapping[str, Any] | None:
 # An object inside a sentence: "upstream: {...}", "Error code: 429 - {'error': {...}}".
 _IN_TEXT = re.compile(
     r"\{\s*[\"'](?:errors?|message|code|error_code|msg|detail|base_resp|type|object|status|title"
-    r"|success|ok|id|request_id|statusCode)[\"']\s*:"
+    r"|success|ok|id|request_id|statusCode|__type)[\"']\s*:"
 )
 
 
@@ -540,8 +542,9 @@ def _words(holder: Mapping[str, Any]) -> frozenset[str]:
         for key in _WORD_KEYS:
             if key in source:
                 words |= _word(source[key])
-    # OAuth: {"error": "invalid_grant", "error_description": ...}
-    words |= _word(holder.get("error"))
+    # OAuth: {"error": "invalid_grant", "error_description": ...}; elsewhere it is a sentence.
+    if isinstance(error := holder.get("error"), str) and _CODE.fullmatch(error.strip()):
+        words |= _word(error)
     return frozenset(words - _NO_WORDS)
 
 
@@ -550,7 +553,7 @@ def _word(value: Any) -> set[str]:
         return set()
     if isinstance(value, int) and abs(value) > 10**9:
         return set()
-    text = str(value).strip()
+    text = str(value).strip().rpartition("#")[2]  # com.amazon.coral#ThrottlingException
     if len(text) > _MAX_WORD_CHARS:
         return set()
     word = text.lower()

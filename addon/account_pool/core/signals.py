@@ -109,8 +109,25 @@ def named_window(facts: ErrorFacts) -> float | None:
 
 def lone_reset(facts: ErrorFacts) -> float | None:
     """A `...ratelimit-reset` that is the only one, so that it must be the one meant."""
-    names = [n for n in facts.headers if "ratelimit" in n and "reset" in n]
+    names = [n for n in facts.headers if "reset" in n and ("ratelimit" in n or "rate-limit" in n)]
     return reset_hints.reset(facts.headers[names[0]], facts.now) if len(names) == 1 else None
+
+
+def spent_field(facts: ErrorFacts) -> float | None:
+    """`ratelimit: "default";r=0;t=30`, before draft 8 `limit=100, remaining=0, reset=30`.
+
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+    """
+    return _latest(
+        reset_hints.seconds(found[1])
+        for policy in facts.headers.get("ratelimit", "").split('"')[:_MAX_POLICIES]
+        if _NONE_LEFT.search(policy) and (found := _UNTIL.search(policy))
+    )
+
+
+_NONE_LEFT = LazyPattern(r"(?:\br|\bremaining)\s*=\s*0(?![\d.])")
+_UNTIL = LazyPattern(r"(?:\bt|\breset)\s*=\s*(\d+)")
+_MAX_POLICIES = 16
 
 
 #: Explicit waits before sentences before what must be concluded from windows.
@@ -121,6 +138,7 @@ USUAL_WAITS: tuple[Wait, ...] = (
     prose,
     named_window,
     spent_window,
+    spent_field,
     lone_reset,
 )
 
@@ -151,7 +169,7 @@ _MAX_EVIDENCE, _MAX_EVIDENCE_CHARS = 24, 120
 #: Headers that speak of limits. Of Codex's only those of windows do: others carry tokens of
 #: an account and sentences.
 _LIMIT_HEADER = LazyPattern(
-    r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?ratelimit.*"
+    r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?rate-?limit.*"
     r"|x-usage-ratelimit-.*|x-quota-snapshot-.*|x-codex-.*"
     r"-(?:percent|minutes|reset-at|reset-after-seconds|limit|type|credits|unlimited|balance)"
 )
@@ -269,6 +287,7 @@ def _says_nothing(facts: ErrorFacts) -> bool:
         not any(_LIMIT_HEADER.fullmatch(name) for name in facts.headers if name != "x-should-retry")
         and all(_STATUS.fullmatch(word) or word in REQUEST_CODES for word in facts.words)
         and facts.window_s is None
+        and body_reset(facts) is None
         and prose(facts) is None
     )
 
