@@ -194,6 +194,57 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     # a sentence in the place of a code is none; the name of an AWS exception is one
     ("gateway", 429, {"error": "Too Many Requests"}, RN),
     ("gateway", 429, {"error": json.dumps({"message": "Limit Exceeded"})}, RN),
+    ("gateway", 400, {"__type": "com.amazon.coral.service#ThrottlingException", "message": "Too many requests, please wait before trying again."}, R),
+    # credits for one model or feature: all else serves
+    *((name, status, {"type": "error", "error": {"type": type_, "message": "Usage credits are required for this model.", **more}}, QM)
+      for name in ("claude-code", "anthropic") for status, type_, more in (
+          (429, "rate_limit_error", {}),
+          (429, "rate_limit_error", {"details": {"error_code": "credits_required", "model": "claude-fable-5", "disabled_reason": "org_level_disabled_until"}}),
+          (400, "invalid_request_error", {"details": {"error_code": "credits_required"}}))),
+    ("claude-code", 429, {"type": "error", "error": {"type": "rate_limit_error", "message": "x", "details": {"error_code": "credits_required"}}}, QM),
+    ("claude-code", 429, C("rate_limit_error", "Fable 5 requires usage credits."), QM),
+    ("claude-code", 429, C("rate_limit_error", "This request would exceed your account's rate limit."), f"{QM} 3600", {"anthropic-ratelimit-unified-status": "allowed", "anthropic-ratelimit-unified-7d-status": "allowed", "anthropic-ratelimit-unified-7d-opus-status": "rejected", "anthropic-ratelimit-unified-7d-opus-reset": "1789909200"}),
+    ("claude-code", 403, {"type": "error", "error": {"type": "permission_error", "message": "x", "details": {"error_code": "oauth_not_allowed_for_organization"}}}, F),
+    ("gateway", 404, E("Model 'a/gpt-5.5-pro' requires available credits. Your account balance is too low."), QM),
+    # what the plan does not have is no fault of the request, whatever the status
+    ("gateway", 404, E("Model 'gpt-5' is not available on the Free Tier. Upgrade or pick a free model."), FM),
+    ("gateway", 404, E("The model gpt-5-pro is not available on your current plan.", "not_found_error"), FM),
+    ("gateway", 404, E("Model is not enabled for your organization."), FM),
+    ("gateway", 400, E("This model requires a paid plan. Please upgrade.", "invalid_request_error"), FM),
+    ("gateway", 400, E("User is not subscribed to required model plan"), FM),
+    ("claude-code", 400, C("invalid_request_error", "Claude Opus is not available with the Claude Pro plan."), FM),
+    ("gateway", 400, E("The model exceeded the maximum budget of steps"), REQ),
+    ("gateway", 400, E("the user wrote: Opus is not available with the Pro plan"), REQ),
+    ("gateway", 400, E("The model requires the `plan` field"), REQ),
+    # spent, in other words; in Traditional Chinese
+    ("gateway", 429, "You have 0 weighted tokens left", Q),
+    ("gateway", 429, E("Free limit reached on model acme/foo, try again in 3h"), f"{QM} 10800"),
+    ("gateway", 200, E("Free limit reached on model acme/foo, try again in 3h"), f"{QM} 10800"),
+    ("gemini-cli", 200, E("You have exhausted your capacity on this model. Your quota will reset after 3s."), f"{RM} 3"),
+    ("gateway", 429, E("Rate limit exceeded. Feel free to request a higher limit"), R),
+    ("new-api", 403, E("使用者額度不足,剩餘額度:0", "new_api_error"), Q),
+    ("gateway", 403, E("預扣費額度失敗, 使用者剩餘額度: 0.01, 需要預扣費額度: 0.05"), Q),
+    ("gateway", 429, E("請求過於頻繁,請 30 秒後再試"), f"{R} 30"),
+    ("gateway", 200, E("您已達到請求數限制:1分鐘內最多請求60次"), R),
+    # a limit of the address: one account after another would be on cooldown for it
+    ("gateway", 429, E("Rate limit exceeded for IP 203.0.113.9", "rate_limit_error"), RN),
+    ("gateway", 429, {"error": "We had to rate limit your IP (203.0.113.9). Create an account"}, RN),
+    ("gateway", 429, E("IP rate limit exceeded", code="ip_rate_limit_exceeded"), RN),
+    # rates and capacity that code and status call otherwise
+    ("gateway", 429, E("You've made too many requests to this model within a short time window.", code="quota_exceeded"), RM),
+    ("gateway", 400, E("Request rate increased too quickly.", "limit_burst_rate", "limit_burst_rate"), R),
+    ("kimi-code", 429, E("We're receiving too many requests at the moment. Please wait a moment.", "rate_limit_reached_error"), OL),
+    ("gateway", 429, E("We are receiving a large number of requests from your account"), RN),
+    ("gateway", 400, {"message": "I am experiencing high traffic", "reason": "INSUFFICIENT_MODEL_CAPACITY"}, OL),
+    ("gateway", 400, {"status": 400, "title": "Bad Request", "detail": "Function id '0': DEGRADED function cannot be invoked"}, S),
+    # a request's own fault beside the type of a limit
+    ("gateway", 429, E("maximum context length is 32768 tokens", "rate_limit_error", "context_length_exceeded"), REQ),
+    # a key that is refused as a 400 or 403, and what only speaks of keys
+    ("gemini", 400, [{"error": {"code": 400, "message": "Please pass a valid API key", "status": "INVALID_ARGUMENT"}}], AI),
+    ("gateway", 400, E("Invalid API key provided", "invalid_request_error"), AI),
+    ("gateway", 403, E("API key is disabled."), AI),
+    ("gateway", 400, E("Invalid API key format in tool 'weather'"), REQ),
+    ("gateway", 400, E("API key must be a string"), REQ),
 ]
 # fmt: on
 
@@ -212,6 +263,36 @@ def test_public_answers(row: Any) -> None:
     assert f"{outcome.cls} {outcome.scope}" == " ".join(meaning.split()[:2])
     named = meaning.split()[2:]
     assert not named or outcome.cooldown_s == float(named[0])
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "message"),
+    [
+        ("cerebras", 404, "Model zai-glm-4.7 is archived and unavailable for the organization."),
+        ("gateway", 404, "The model `x` does not exist."),
+        ("gateway", 400, 'model "llama3" not found, try pulling it first'),
+        ("gateway", 404, "Function '0000': Not found for account 'abc'"),
+    ],
+)
+def test_a_model_another_account_may_have(provider: str, status: int, message: str) -> None:
+    body = json.dumps({"message": message, "code": status})
+    outcome = classify({"provider": provider, "status": status, "body": body})
+    assert (outcome.cls, outcome.missing_model) == ("request_error", True)
+
+
+@pytest.mark.parametrize(
+    ("message", "feature"),
+    [
+        ("Usage credits are required for long context requests.", "long-context"),
+        ("Usage credits are required for fast mode.", "fast-mode"),
+        ("Usage credits are required for this model.", None),
+    ],
+)
+def test_what_needs_credits_is_named(message: str, feature: str | None) -> None:
+    body = json.dumps(C("rate_limit_error", message))
+    line = {"provider": "claude-code", "status": 429, "body": body, "model": "claude-fable-5"}
+    outcome = classify(line)
+    assert (outcome.cls, outcome.money, outcome.model) == ("quota", True, feature)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ class LazyPattern:
 #: Full-width forms (Chinese punctuation and digits), typographic apostrophes, hard blanks.
 _ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _ASCII |= {0x2018: 0x27, 0x2019: 0x27, 0x00A0: 0x20, 0x3000: 0x20}
+#: Traditional Chinese, as far as the vocabulary has the characters.
+_ASCII |= str.maketrans(
+    "額餘點數費請過頻達滿盡週時個後試帳賬戶號預敗訂閱會員資務調訪問無權並併發態當這該間鐘將於復"
+    "繼續開鎖凍結載飽組級計劃積輸圖傳長違規審參詞單內對還為總種帶",
+    "额余点数费请过频达满尽周时个后试账账户号预败订阅会员资务调访问无权并并发态当这该间钟将于复"
+    "继续开锁冻结载饱组级计划积输图传长违规审参词单内对还为总种带",
+)
 
 
 def plain(text: str) -> str:
@@ -86,7 +93,7 @@ class Meaning(StrEnum):
     MONEY = "money"
     #: a quota, budget or period of the plan is spent
     PLAN = "plan"
-    #: a feature such as long context needs credits the account does not have
+    #: a feature such as long context, or one model, needs credits the account does not have
     EXTRA = "extra"
     #: the plan does not include the model or feature
     NOT_INCLUDED = "not_included"
@@ -159,6 +166,7 @@ _ONE_MODEL = LazyPattern(
     r"\b(?:for|of|on|by|per|with|and|using) (?:this |the |that |each |one |same |base )*"
     r"model(?!s\b)\b(?!\s+(?:provider|studio)\b)"
     r"|\b(?:this|the requested|the selected) model'?s?\b|\bper[_ -]?model\b|ByModel"
+    r"|\bmodel(?:'s)? (?:quota|(?:rate )?limit)s?\b"
     r"|\blimit (?:was |is |has been )?(?:reached|exceeded) for [`'\"]?(?!\d+(?:h|hr|d|min)\b)"
     r"(?=[\w./:-]*\d)[\w./:-]*[a-z][\w./:-]*[`'\"]?(?= (?:in|on|with|at)\b|[.,(]|$)"
     r"|\bmodel[=:] ?[\w./:-]+|(?:该|此|这个|当前|本|所选)模型|模型\s?[A-Za-z]",
@@ -206,14 +214,14 @@ def _strict(message: str, *, personal: bool) -> Meaning | None:
     clause = next(_clauses(text), "")
     if _FIELD.search(clause):
         return None
+    found = _meaning_of_clause(clause)
     if personal:
         begins = bool(re.match(r"(?:sorry,? )?you|您|你", clause, _I))
+    elif found in (Meaning.NOT_INCLUDED, Meaning.EXTRA):
+        begins = bool(_BEGINS.match(clause) or _NAMES_MODEL.match(clause))
     else:
         begins = bool(_BEGINS.match(clause))
-    if not begins:
-        return None
-    found = _meaning_of_clause(clause)
-    return None if found in (Meaning.RATE, Meaning.CAPACITY) else found
+    return found if begins and found not in (Meaning.RATE, Meaning.CAPACITY) else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -252,7 +260,8 @@ _OWN = r"(?:token|coding|free|pro|plus|max|lite|team|base|subscription|premium|i
 #: What a plan gives: its name alone, or a period or purse and the word limit.
 _PLAN = (
     rf"(?:(?:{_PERIOD}|usage|plan|subscription|spend(?:ing)?|cost|credits?|budget|billing|account"
-    rf"|organi[sz]ation|workspace|team|user|key|overage|free[- ]tier|fair[- ]use|trial|premium)"
+    rf"|organi[sz]ation|workspace|team|user|key|overage|(?<!feel )free(?:[- ]tier)?"
+    rf"(?! to\b)|fair[- ]use|trial|premium)"
     rf"'?s?[ /-]+(?:(?!rate\b)[\w/-]+ ){{0,3}}?{_LIMIT}"
     rf"|(?:(?:{_OWN}|allocated|individual|current|usage|user|token|account) )*quotas?"
     rf"|budgets?|allowances?|free (?:tier|usage|credits?|quota|allocation)|usage allocation"
@@ -301,9 +310,12 @@ _PLAN_ZH = "(?:套餐|订阅|会员|试用|服务包|资源包)"
 
 _EXTRA = LazyPattern(
     r"\b(?:usage|credits?|overages?|purchase)\b.{0,60}\b(?:required|needed|necessary)\b.{0,10}"
-    r"\b(?:for|to use)\b.{0,20}\b(?:long[- ]context|1m context|context window|fast mode)"
+    r"\b(?:for|to use)\b.{0,20}\b(?:long[- ]context|1m context|context window|fast mode"
+    r"|(?:this|that|the) (?:\w+ )?model\b)"
     r"|\b(?:long[- ]context|1m context|fast mode)\b.{0,60}\b(?:requires?|needs?)\b.{0,30}"
-    r"\b(?:usage|credits?|overages?)\b",
+    r"\b(?:usage|credits?|overages?)\b"
+    r"|(?:\bmodel\b.{0,60}|\w \d[\w.]* )\b(?:requires?|needs?) (?:usage|available|paid|extra)"
+    r" (?:credits?|usage)\b",
     _I,
 )
 _MONEY = LazyPattern(
@@ -342,6 +354,9 @@ _PLAN_SPENT = LazyPattern(
     rf"|\b{_PLAN}\b.{{0,80}}?\b{_AUX}{_SPENT}\b|\bno quota\b"
     rf"|\ball\b.{{0,40}}?\b{_PLAN}\b.{{0,40}}?\b{_AUX}used\b"
     r"|\byou(?:'ve| have)? (?:just )?(?:reached|hit|exceeded) your .{0,40}?\blimits?\b"
+    r"|\bexhausted your (?:\w+ )?capacity\b"
+    r"|\byou(?:'ve| have)? (?:got |only )?(?:0|no|zero) (?:[\w-]+ ){0,3}?(?:requests?|messages?"
+    r"|tokens|calls|usage|quota) (?:left|remaining)\b"
     r"|\b(?:blocked|paused|suspended|stopped)\b.{0,60}?\b(?:due to|because of|by)\b"
     rf".{{0,40}}?\b{_PLAN}"
     rf"|{_QUOTA_ZH}.{{0,14}}(?:{_SPENT_ZH}|失败)|{_SPENDING_ZH}.{{0,18}}{_QUOTA_ZH}"
@@ -362,6 +377,7 @@ _NOT_INCLUDED = LazyPattern(
     r"|\bmodel\b.{0,60}\bnot (?:yet )?(?:available|included|supported|enabled|accessible)\b"
     r".{0,10}\b(?:in|on|for|to|with)\b.{0,10}\b(?:account|organi[sz]ation|workspace|project|team)\b"
     r"|\b(?:model|feature)\b.{0,40}\b(?:requires?|needs?)\b.{0,30}\b(?:subscription|plan|upgrade)\b"
+    r"|\bnot subscribed to\b"
     r"|\b(?:upgrade|subscribe)\b.{0,20}\bto (?:access|use) (?:this|the) (?:model|feature)\b"
     rf"|(?:{_PLAN_ZH}|版本).{{0,16}}(?:不支持|未包含|不包含|暂未开放|无权|没有权限|尚未包含)"
     "|(?:升级|订阅|开通).{0,12}(?:才能|方可|即可)(?:使用|访问|调用)",
@@ -375,6 +391,7 @@ _RATE = LazyPattern(
     r"|\b(?:requests?|call|tokens?) (?:frequency|rate)\b.{0,40}"
     r"\b(?:limit\w*|exceed\w*|high|reduce)\b"
     r"|\b(?:gauge|rate) quota\b"
+    r"|\btoo many requests\b.{0,60}\b(?:within|in) (?:a |the |too )?(?:short|brief|little)\b"
     r"|\bhigh frequency\b|\brequests? (?:are |is )?too (?:frequent|fast)\w*\b"
     r"|\b(?:(?:[RTI]|[IO]T)P[SMHD]|QPS)\b.{0,40}\b(?:limit|exceed\w*|reached)\b"
     r"|(?<!total )(?<!free )\brequests? limits? (?:(?:is|was|has been) )?(?:exceeded|reached|hit)\b"
@@ -388,7 +405,7 @@ _RATE = LazyPattern(
     # rate or frequency limited; throttled
     "|(?:速率|频率|速度).{0,6}(?:限制|限流|过高|过快|超|上限)|限流|限速|限频"
     # of a minute or second
-    "|每(?:分钟|秒).{0,16}(?:上限|限制|超|达)|(?:超|达).{0,20}每(?:分钟|秒)"
+    "|分钟内?最多.{0,4}请求|请求(?:次)?数限制|每(?:分钟|秒).{0,16}(?:上限|限制|超|达)|(?:超|达).{0,20}每(?:分钟|秒)"
     "|(?:RPM|TPM|QPS).{0,12}(?:超|达|上限|限)|(?:超|达).{0,12}(?:RPM|TPM|QPS)",
     _I,
 )
@@ -397,6 +414,9 @@ _CAPACITY = LazyPattern(
     r"(?:currently |temporarily )*(?:overload(?:ed)?|busy|at capacity|unavailable)\b"
     r"|\bexperiencing high (?:traffic|demand|load)\b"
     r"|\bhigh (?:traffic|demand)\b.{0,30}\bright now\b"
+    r"|\b(?:we(?:'re| are)|(?:servers?|services?|systems?|model|provider|engine) (?:is|are))"
+    r" (?:currently |now )?(?:receiving|experiencing|seeing|handling|under)\b.{0,20}?\b(?:too many"
+    r"|high|heavy|large)\b.{0,20}?\b(?:requests|traffic|demand|load|volume)\b(?!.{0,40}\byour\b)"
     r"|\bworker\b.{0,30}\blimit\b"
     r"|\bno capacity available\b|\bover capacity\b|\bat (?:full |max(?:imum)? )?capacity\b"
     r"|(?<!tier )\bcapacity (?:is |was |has been )?(?:currently |temporarily )?"
@@ -469,6 +489,12 @@ _BEGINS = LazyPattern(
     "|用户)",
     _I,
 )
+#: What begins a sentence about what a plan includes.
+_NAMES_MODEL = LazyPattern(
+    r"(?:the |this |requested |user )*(?:model|users?)\b|[\w.:/@ -]{1,80}? (?:is|are) not (?:yet "
+    r"|currently )?(?:available|included|enabled) (?:in|on|with|for|by|under) (?:your|the|this)\b",
+    _I,
+)
 #: What gateways and SDKs put before a vendor's sentence.
 _WRAPPED = LazyPattern(
     r"^(?:\s*(?:error code:? ?\d{3}|http \d{3}|\[?\d{3,5}\]?|\(\d{3}\)"
@@ -518,6 +544,11 @@ _PLAN_CODE = LazyPattern(
     r"|(?:^|_)(?:exceeded|insufficient|exhausted|exceed|no)_(?:\w+_)?(?:quota|budget|usage)(?:_error)?$"
 )
 
+_CAPACITY_CODE = LazyPattern(
+    r"(?:^|_)(?:insufficient|no|low|exceeded)_(?:\w+_)?capacity(?:_|$)"
+    r"|(?:^|model_|server_|system_|engine_)capacity_(?:\w+_)?(?:exceeded|exhausted|full|limited)"
+)
+
 
 def _code_meaning(words: Iterable[str]) -> Meaning | None:
     """Return what the codes mean by their parts: `AccountOverdueError`, `quota_exceeded`."""
@@ -533,6 +564,6 @@ def _code_meaning(words: Iterable[str]) -> Meaning | None:
             found.add(Meaning.MONEY)
         elif _PLAN_CODE.search(code):
             found.add(Meaning.PLAN)
-        elif not parts.isdisjoint(("overload", "overloaded")):
+        elif _CAPACITY_CODE.search(code) or not parts.isdisjoint(("overload", "overloaded")):
             found.add(Meaning.CAPACITY)
     return _first(found)

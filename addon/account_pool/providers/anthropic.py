@@ -20,6 +20,7 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.json_values import members
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
@@ -53,7 +54,11 @@ from account_pool.providers.base import (
     Swap,
     bearer,
 )
-from account_pool.providers.common_signals import COMPATIBLE_RULES, long_context
+from account_pool.providers.common_signals import (
+    COMPATIBLE_RULES,
+    beyond_the_plan,
+    long_context,
+)
 from account_pool.providers.sessions import StoredObjects
 
 _I = re.IGNORECASE
@@ -122,7 +127,7 @@ def misplaced(token: str) -> str | None:
 
 _UNIFIED = "anthropic-ratelimit-unified-"
 # `5h`, `7d`: the whole account. `7d_oi`, `7d_opus`: one family of models.
-_WINDOW_STATUS = re.compile(_UNIFIED + r"(\d+[mhd])(_\w+)?-status")
+_WINDOW_STATUS = re.compile(_UNIFIED + r"(\d+[mhd])([_-](?!overage)\w+)?-status")
 #: Of a window that is spent. `allowed_warning` and `queueing_soft` still serve.
 _REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
 _UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -251,6 +256,12 @@ def _limited_family(facts: ErrorFacts) -> str | None:
     return f"claude-*{(found[1] or found[2]).lower()}*" if found else None
 
 
+def _detailed_model(facts: ErrorFacts) -> str | None:
+    """Return the model that the details of an error name."""
+    model = members(facts.error.get("details")).get("model")
+    return model if isinstance(model, str) and model else None
+
+
 def _is_allowed(facts: ErrorFacts) -> bool:
     """Say whether the windows that are named still serve, and no wait is."""
     if says_limit(facts):
@@ -290,9 +301,16 @@ SUBSCRIPTION_RULES = rules(
         when=lambda facts:
             facts.headers.get(_UNIFIED + "overage-disabled-reason") == "out_of_credits",
         waits=(), source="tombii/better-ccflare anthropic/__tests__/out-of-credits.test.ts"),
+    # A model or feature the plan does not pay for: all else serves.
+    Rule("it needs usage credits", QUOTA, MODEL, status={0, 400, 402, 403, 429},
+        words={"credits_required"}, waits=(), feature=beyond_the_plan, model=_detailed_model,
+        source="router-for-me/CLIProxyAPI providererror: details.error_code"),
     Rule("long context needs extra usage", QUOTA, MODEL, means=Meaning.EXTRA, waits=(),
-        feature=long_context,
+        feature=beyond_the_plan,
         source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js"),
+    Rule("the organisation allows no subscription tokens", FORBIDDEN_ACCOUNT, status={401, 403},
+        words={"oauth_not_allowed_for_organization"},
+        source="Anthropic 403, details.error_code, quoted"),
     Rule("extra usage of another client is spent", QUOTA, status={0, 400, 403, 429},
         phrase=r"\bdraw from your extra usage\b|^you're out of extra usage\b", waits=(),
         source="tombii/better-ccflare anthropic/__tests__/extra-usage-exhausted.test.ts"),

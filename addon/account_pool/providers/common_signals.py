@@ -14,7 +14,7 @@ import re
 
 from account_pool.core import reset_hints
 from account_pool.core.meaning import LazyPattern, Meaning, is_about_request
-from account_pool.core.outcome import ErrorFacts
+from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_EXPIRED,
@@ -45,6 +45,17 @@ def long_context(_facts: ErrorFacts) -> str:
     return "long-context"
 
 
+def beyond_the_plan(facts: ErrorFacts) -> str | None:
+    """Name what needs credits where it is no model; None: the model that was asked for."""
+    found = _FEATURE.search(facts.message)
+    if found is None:
+        return None
+    return "fast-mode" if found[0].lower().startswith("fast") else long_context(facts)
+
+
+_FEATURE = LazyPattern(r"long[- ]context|1m context|context window|fast mode", re.IGNORECASE)
+
+
 def _is_short(facts: ErrorFacts) -> bool:
     """Say whether what is called a quota is one of an hour or less."""
     if facts.meaning is not Meaning.PLAN:
@@ -63,8 +74,8 @@ def _is_about_request(facts: ErrorFacts) -> bool:
 GENERAL_RULES = rules(
     "core/meaning.py: vocabulary of recorded answers",
     # Everything else still works.
-    Rule("a feature beyond the plan, and no credit for it", QUOTA, MODEL, means=Meaning.EXTRA,
-        waits=(), feature=long_context,
+    Rule("a feature or model beyond the plan, and no credit for it", QUOTA, MODEL,
+        means=Meaning.EXTRA, waits=(), feature=beyond_the_plan,
         source="https://github.com/anthropics/claude-code/issues/61808"),
     Rule("the plan does not include it", FORBIDDEN_ACCOUNT, MODEL, means=Meaning.NOT_INCLUDED),
     Rule("a quota of a short window", RATE_LIMIT, when=_is_short, explicit=True),
@@ -74,6 +85,10 @@ GENERAL_RULES = rules(
     # Paying cures it, not waiting.
     Rule("out of credit", QUOTA, means=Meaning.MONEY, waits=()),
     Rule("no capacity", OVERLOADED, means=Meaning.CAPACITY),
+    # Every account behind it would be on cooldown in turn.
+    Rule("a limit of the address", RATE_LIMIT, Scope.NONE, status={0, 403, 429}, means=Meaning.RATE,
+        phrase=r"\b(?:your|this|the|per|by|for|from|each|client|source|same)(?: client)? ip\b"
+        r"|\bip (?:address )?(?:rate[- ]?)?limit", source="Hugging Face Hub 429, quoted"),
     Rule("rate limit of this model", RATE_LIMIT, MODEL, means=Meaning.RATE,
         when=lambda facts: facts.about_model),
     Rule("rate limit", RATE_LIMIT, means=Meaning.RATE),
@@ -220,7 +235,8 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     # The word alone may be about a minute.
     Rule("a budget of more than an hour", QUOTA, status=REFUSALS,
         words={"quota_exceeded", "quota_limit_reached", "usage_limit_reached"},
-        when=lambda facts: facts.window_s is None or facts.window_s > RATE_WINDOW_S,
+        when=lambda facts: facts.meaning is not Meaning.RATE
+            and (facts.window_s is None or facts.window_s > RATE_WINDOW_S),
         source="code names of vendors' clients: Copilot, Codex, gateways"),
     Rule("a budget of days behind a gateway", QUOTA, status={403},
         phrase=r"\bquota (?:is |has been )?exceeded\b|\bout of call volume quota\b",
@@ -233,6 +249,12 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         words={"incorrect_api_key", "invalid_api_key", "token_invalidated", "token_revoked",
         "wrong_api_key"}, names_credential=True,
         source="openai error-codes guide; groq, Cerebras, Codex 401, recorded"),
+    # Anchored: other 400s echo what a user wrote.
+    Rule("the key is not accepted", AUTH_INVALID, status={400, 403},
+        phrase=r"^(?:(?:the|your|this) )?api[ -]?key (?:is |was )?(?:invalid|not valid|expired"
+        r"|revoked|disabled)(?=[.,:;!]|$)|^(?:invalid|incorrect|wrong) api[ -]?key(?: provided)?"
+        r"(?=[.,:;!]|$)|^please (?:pass|provide|use|supply) a valid api[ -]?key\b",
+        source="Gemini 400 in OpenAI's dialect, quoted; gateways"),
     Rule("the credential is not accepted", AUTH_INVALID,
         words={"app_session_terminated", "invalid_authentication", "invalid_grant", "invalid_token",
         "refresh_token_expired", "refresh_token_invalidated", "refresh_token_reused"},
@@ -260,6 +282,15 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     Rule("no such model, or not for this account", REQUEST_ERROR, status={0, 400, 403, 404},
         words={"model_not_found", "model_not_available", "unknown_model"}, missing_model=True,
         source="openai error-codes guide (404); Cerebras 404, recorded"),
+    Rule("no such model, or not for this account", REQUEST_ERROR, status={0, 400, 404},
+        phrase=r"^(?:the )?(?:requested )?model [`'\"]?[\w./:@~-]{1,120}[`'\"]? (?:does not exist"
+        r"|(?:was |is |could )?not (?:be )?found|is archived)\b"
+        r"|^(?:model|function|deployment)\b.{0,80}\bnot found for (?:this )?(?:account|project)\b",
+        missing_model=True, source="vLLM, NVIDIA and Cerebras 404, quoted"),
+    # The vendor's own trouble, said to be the request's.
+    Rule("the model has failed", SERVER_ERROR, status={0, 400, 404, 429},
+        phrase=r"\bdegraded function cannot be invoked\b|\bmodel-side\b[^.]{0,30}\berror\b",
+        source="NVIDIA and Fireworks 400, quoted"),
     *GENERAL_RULES,
     # What is for a time says no more than the status.
     Rule("the account is closed or suspended", FORBIDDEN_ACCOUNT, status={401, 403},
@@ -271,11 +302,20 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         r"|(?:账[号户]|用户).{0,6}(?:已?被)?(?:永久)?(?:封禁|禁用|停用)",
         when=lambda facts: facts.meaning is None,
         source="google-gemini/gemini-cli#19501; Copilot 403 spammy_user, recorded"),
+    # Some gateways answer a request's own fault with a 429.
+    Rule("request error", REQUEST_ERROR, status={0, 429},
+        words={"array_above_max_length", "context_length_exceeded", "context_window_exceeded",
+        "invalid_encrypted_content", "invalid_image_url", "invalid_prompt",
+        "model_max_prompt_tokens_exceeded", "string_above_max_length", "tool_use_failed",
+        "unsupported_api_for_model", "unsupported_parameter", "unsupported_value"},
+        when=lambda facts: facts.meaning is None,
+        source="openai API reference, ResponseError; Copilot clients"),
     # -- rates
     Rule("rate limit", RATE_LIMIT,
-        words={"rate_limit", "rate_limit_error", "rate_limit_exceeded", "rate_limit_reached",
-        "rate_limited", "rate_limit_reached_error", "request_quota_exceeded", "resource-exhausted",
-        "throttled", "throttling_error", "token_quota_exceeded", "tokens_limit_reached",
+        words={"limit_burst_rate", "limit_requests", "rate_limit", "rate_limit_error",
+        "rate_limit_exceeded", "rate_limit_reached", "rate_limited", "rate_limit_reached_error",
+        "request_quota_exceeded", "resource-exhausted", "throttled", "throttling_error",
+        "throttling_exception", "token_quota_exceeded", "tokens_limit_reached",
         "too_many_requests", "too_many_requests_error"},
         source="type and code names of rate limits: openai, groq, Cerebras, Mistral, xAI"),
     # The type of a limit is what ran out.
@@ -299,14 +339,6 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         phrase=r"^(?:(?:the|your) )?(?:access token|api ?key|token) (?:is )?(?:invalid|not valid)\b"
         r"|^(?:invalid|incorrect) (?:access token|api ?key|token)\b", source=_BAIDU),
     # -- an event inside a stream names no status: its code must say whose fault it is
-    # Some gateways answer a request's own fault with a 429.
-    Rule("request error", REQUEST_ERROR, status={429},
-        words={"array_above_max_length", "context_length_exceeded", "context_window_exceeded",
-        "invalid_encrypted_content", "invalid_image_url", "invalid_prompt",
-        "model_max_prompt_tokens_exceeded", "string_above_max_length", "tool_use_failed",
-        "unsupported_api_for_model", "unsupported_parameter", "unsupported_value"},
-        when=lambda facts: facts.meaning is None,
-        source="openai API reference, ResponseError; Copilot clients"),
     Rule("request error", REQUEST_ERROR, status={0},
         words={"bad_request", "bio_policy", "content_filter", "content_policy_violation",
         "context_length_exceeded", "context_window_exceeded", "cyber_policy",
