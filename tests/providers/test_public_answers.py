@@ -245,6 +245,12 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("gateway", 403, E("API key is disabled."), AI),
     ("gateway", 400, E("Invalid API key format in tool 'weather'"), REQ),
     ("gateway", 400, E("API key must be a string"), REQ),
+    ("copilot", 429, "too many requests", f"{Q} 43200", {"x-ratelimit-exceeded": "copilot-chat:global-cogs-7-day-key:userID:pro"}),
+    # what belongs to the vendor or to the settings of the account
+    ("gemini", 499, {"error": {"code": 499, "message": "The operation was cancelled.", "status": "CANCELLED"}}, S),
+    ("gemini-cli", 429, {"error": {"code": 429, "message": "Individual quota reached.", "details": [{"quotaResetDelay": "1h27m36s"}]}}, f"{Q} 5256"),
+    ("openrouter", 404, E("No endpoints found matching your data policy (Free model publication). Configure: https://openrouter.ai/settings/privacy", code=404), FM),
+    ("openrouter", 404, E("No endpoints found for acme/foo.", code=404), REQ),
 ]
 # fmt: on
 

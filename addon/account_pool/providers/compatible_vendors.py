@@ -122,6 +122,10 @@ OPENROUTER = compatible(
             source="https://openrouter.ai/docs/client-sdks/python/components/apierrortype"),
         Rule("the input was flagged", REQUEST_ERROR, status={0, 403},
             phrase=r"\brequires moderation\b|\binput was flagged\b"),
+        Rule("the settings of the account leave no provider", FORBIDDEN_ACCOUNT, MODEL,
+            status={400, 403, 404},
+            phrase=r"\bdata policy\b|\bguardrail restrictions\b|openrouter\.ai/settings/privacy\b",
+            source="OpenRouter 404, quoted"),
         # The same from every account.
         Rule("the upstream provider refuses, or the region is not served", REQUEST_ERROR,
             status={401, 403},

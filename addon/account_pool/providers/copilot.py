@@ -214,7 +214,7 @@ def limit_key(facts: ErrorFacts) -> str:
 
 # A key is words joined by "-", some with a date: `global-user-tps-high-2025-04-08`.
 _SESSION_KEY = re.compile(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
-_WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b")
+_WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b|\b7-days?\b")
 _MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
 _MODEL_KEY = re.compile(r"\bmodel\b")
 

@@ -311,11 +311,12 @@ def retry_info(facts: ErrorFacts) -> float | None:
 
 
 def quota_reset(facts: ErrorFacts) -> float | None:
-    """Code Assist: `quotaResetDelay`, else `quotaResetTimeStamp`."""
-    for delay in _texts(_metadata(facts), "quotaResetDelay"):
+    """Code Assist: `quotaResetDelay`, else `quotaResetTimeStamp`; relays take them out."""
+    holders = (*_metadata(facts), *_details(facts))
+    for delay in _texts(holders, "quotaResetDelay"):
         if (wait := reset_hints.duration(delay)) is not None:
             return wait
-    for stamp in _texts(_metadata(facts), "quotaResetTimeStamp"):
+    for stamp in _texts(holders, "quotaResetTimeStamp"):
         if (wait := reset_hints.instant(stamp, facts.now)) is not None:
             return wait
     return None
@@ -345,6 +346,8 @@ RULES = rules(
     Rule("no capacity for the model", OVERLOADED, status={0, 429, 503}, means=Meaning.CAPACITY),
     Rule("the model is overloaded", OVERLOADED, words={"unavailable"},
         source="https://ai.google.dev/gemini-api/docs/troubleshooting (503)"),
+    # Nobody here has cancelled it.
+    Rule("cancelled", SERVER_ERROR, status={0, 499}, words={"cancelled"}, source=_GCL),
     Rule("internal error", SERVER_ERROR, status={0, 500, 502, 504},
         words={"internal", "deadline_exceeded", "data_loss"},
         source="https://ai.google.dev/gemini-api/docs/troubleshooting (500, 504)"),
