@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 from tests.store.backends import WALL
-from tests.store.samples import COOLS, FULL, PLAIN, UNKNOWN, WORK, keep, write
+from tests.store.samples import CAUSE, COOLS, FULL, PLAIN, UNKNOWN, WORK, keep, write
 
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.cooldown import Endings
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import MAX_WINDOWS, Key, Window
-from account_pool.store import schema, sqlite_accounts
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.store import account_rows, schema
 from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
@@ -78,7 +79,7 @@ def test_windows_that_stay_are_not_put_into_words_again(two, monkeypatch) -> Non
         said.append(value)
         return json.dumps(value)
 
-    monkeypatch.setattr(sqlite_accounts, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    monkeypatch.setattr(account_rows, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
     new = [windows(account.key, [0.25]) for account in accounts]
     accounts = [
         replace(account, windows=account.windows | changed)
@@ -190,3 +191,26 @@ def test_what_a_newer_version_tells_is_left_alone(path: Path) -> None:
             database.execute("INSERT INTO notices VALUES ('of a newer version', '', '', 1, 0)")
             database.commit()
         assert store.notices.noted() == []
+
+
+def test_what_a_newer_version_says_of_an_account_is_no_damage(path: Path, two) -> None:
+    """A proxy that goes back to this version must not lose the file, and its logins with it."""
+    one, _ = two
+    keep(one, FULL)
+    with closing(sqlite3.connect(path)) as database:
+        for table, column in (("cooldowns", "cause"), ("accounts", "disabled")):
+            database.execute(
+                f"UPDATE {table} SET {column} = json_set({column}, '$.class', 'of_a_newer_version',"
+                " '$.scope', 'galaxy', '$.mood', 'gloomy')"
+            )
+        database.execute(
+            "UPDATE accounts SET windows = json_set(windows, '$[0].mood', 'gloomy', "
+            "'$[#]', json_object('name', 'moons'))"
+        )
+        database.commit()
+    cause = replace(CAUSE, cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT)
+    with closing(SqliteState(path)) as store:
+        [found] = keep(store, UNKNOWN)
+    assert (found.windows, found.owner, found.served) == (FULL.windows, FULL.owner, FULL.served)
+    assert found.disabled is not None and found.disabled.cause == cause
+    assert found.cooldowns[None] == replace(COOLS, cause=cause)

@@ -25,6 +25,7 @@ from account_pool.core.shares import ME, Ask, Share, grant
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
 from account_pool.store import sqlite_history
+from account_pool.store.account_rows import Texts, names, read_accounts, write_accounts
 from account_pool.store.agreed import (
     ACCOUNT_KEPT_S,
     BATCH_KEPT_S,
@@ -37,7 +38,6 @@ from account_pool.store.agreed import (
 )
 from account_pool.store.database import IN_MEMORY, Database, with_room
 from account_pool.store.machine import Clock, Process
-from account_pool.store.sqlite_accounts import Texts, names, read_accounts, write_accounts
 from account_pool.store.sqlite_history import SqliteDecisions, SqliteRequests
 from account_pool.store.store import (
     GRACE_S,

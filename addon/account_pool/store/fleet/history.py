@@ -26,11 +26,11 @@ from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted, add_to
 from account_pool.store import sqlite_history
+from account_pool.store.account_rows import dumps, loads
 from account_pool.store.database import LOOK_TIMEOUT_S
 from account_pool.store.fleet.connection import Argument
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.link import TRIES, Accepted, Beside, Change, Link, StoredRow
-from account_pool.store.fleet.rows import dumps, loads
 from account_pool.store.schema import MIGRATIONS
 from account_pool.store.sqlite_history import KnownRequests, RequestQuestions
 from account_pool.store.store import (

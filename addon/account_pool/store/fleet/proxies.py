@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from account_pool.core.account import AccountKey
 from account_pool.core.fleet import MAX_PROXIES, SHOWN_S, AboutProxy, ProxyRow, read_about
 from account_pool.core.shares import ME, Ask, Share, grant
+from account_pool.store.account_rows import account_key, dumps, loads
 from account_pool.store.fleet.link import (
     TRIES,
     Accepted,
@@ -25,7 +26,6 @@ from account_pool.store.fleet.link import (
     StoredRow,
     decoded,
 )
-from account_pool.store.fleet.rows import account_key, dumps, loads
 from account_pool.store.machine import Process
 from account_pool.store.store import GRACE_S
 

@@ -18,6 +18,7 @@ from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
+from account_pool.store.account_rows import account_key, dumps, loads, read_account, write_account
 from account_pool.store.agreed import (
     ACCOUNT_KEPT_S,
     BATCH_KEPT_S,
@@ -43,7 +44,6 @@ from account_pool.store.fleet.link import (
     triples,
 )
 from account_pool.store.fleet.proxies import FleetNotices, FleetProxies
-from account_pool.store.fleet.rows import account_key, dumps, loads, read_account, write_account
 from account_pool.store.store import (
     GRACE_S,
     DecisionLog,

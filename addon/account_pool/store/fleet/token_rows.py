@@ -28,9 +28,9 @@ from msgspec.structs import asdict
 
 from account_pool.core.claims import Claim
 from account_pool.core.credential import Secret
+from account_pool.store.account_rows import loads
 from account_pool.store.agreed import Held
 from account_pool.store.fleet.engine import Engine
-from account_pool.store.fleet.rows import loads
 from account_pool.store.store import DamagedError, StoreError, Tokens
 
 _LOST = "delete it; its login may have to be made anew"
