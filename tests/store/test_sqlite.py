@@ -17,7 +17,7 @@ import pytest
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.store import database, schema
-from account_pool.store.machine import Moment, Process, is_gone, moment
+from account_pool.store.machine import Moment, Process, is_gone, moment, started
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import StoreError, Tokens, TokenStore
 
@@ -109,6 +109,10 @@ class TestProcessesThatAreGone:
     def test_it_is_gone_only_where_that_is_known(self, changes: dict[str, Any], gone: bool) -> None:
         told = {**json.loads(Process.this().owner("x")), **changes}
         assert is_gone(json.dumps(told)) is gone
+
+    def test_a_system_may_say_less_of_a_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Path, "read_text", lambda *_args, **_how: "1 (proxy) S 0")
+        assert started(1) is None
 
     @pytest.mark.parametrize(
         "owner", ["host:12:uuid", "{}", "[]", "null", '{"of": 1}', "[" * 99999]

@@ -130,9 +130,9 @@ def started(pid: int) -> str | None:
     """Return when the process *pid* began, as the system counts; None: dead, or not known."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        # proc(5): the name, in parentheses, may hold anything. The state is the third, the start
+        # the 22nd.
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):  # of another system it may have less
         return None
-    # proc(5): the name, in parentheses, may hold anything. The state is the third, the start
-    # the 22nd.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
