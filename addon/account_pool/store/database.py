@@ -121,7 +121,9 @@ class Database:
             weakref.finalize(self, self._connection.close)
         self._number = number_of(path)
         #: of the files that SQLite puts beside it while any process has it open
-        self._beside = {name: number_of(name) for name in self._names_beside()}
+        self._beside = {
+            name: number_of(name) for name in (Path(f"{self._file}{end}") for end in _BESIDE[1:])
+        }
 
     def close(self) -> None:
         if self.path == IN_MEMORY:
@@ -185,15 +187,8 @@ class Database:
 
         No other process writes between its statements.
         """
-        with self.reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+        with self.reading() as connection, transaction(connection):
+            yield connection
 
     def now(self) -> float:
         """Return the time on the store's clock, seconds."""
@@ -210,8 +205,15 @@ class Database:
         return round(now.up + self._ahead - now.wall, 3)
 
     def note_time(self, connection: sqlite3.Connection) -> None:
-        """Let the store's clock go on from here after the machine was started anew."""
-        _note_time(connection, self._moment(), self._ahead)
+        """Let the store's clock go on from here after the machine was started anew.
+
+        Call it in a transaction.
+        """
+        now = self._moment()
+        connection.execute(
+            "UPDATE clock SET at = ?, wall = ? WHERE run = ?",
+            (now.up + self._ahead, now.wall, now.run),
+        )
 
     def make_room(self) -> None:
         """Let the log begin anew, in the place it has: all in it goes to its place in the file.
@@ -278,9 +280,6 @@ class Database:
         shutil.copyfile(self._file, copy)
         copy.replace(self._file)
 
-    def _names_beside(self) -> list[Path]:
-        return [Path(f"{self._file}{suffix}") for suffix in _BESIDE[1:]]
-
     def _open(self) -> sqlite3.Connection:
         connection = None
         try:
@@ -295,9 +294,8 @@ class Database:
             if self.path != IN_MEMORY:
                 connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _migrate(connection, self.path)
-            connection.execute("BEGIN IMMEDIATE")
-            self._ahead = _set_clock(connection, self._moment())
-            connection.execute("COMMIT")
+            with transaction(connection):
+                self._ahead = _set_clock(connection, self._moment())
             with contextlib.suppress(sqlite3.Error):
                 _keep_reserve(connection)
         except BaseException as error:
@@ -337,6 +335,19 @@ class Database:
             f"keep it, it may hold the newest logins: mv {shlex.quote(str(self.path))} "
             f"{aside}; accounts refused after that need a new login",
         )
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have all that is written meanwhile written as a whole, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 class _InDatabase(Protocol):
@@ -391,8 +402,11 @@ def put_aside(path: Path, *, saved: bool = False) -> Path:
     not be forgotten.
     """
     path = _real(path)
-    aside = _free_name(path)
-    if not saved and _holds_logins(path):
+    later = (Path(f"{path}.damaged-{n}") for n in itertools.count(2))
+    names = itertools.chain([Path(f"{path}.damaged")], later)
+    aside = next(name for name in names if not name.exists())
+    # A login that cannot be read is of no use.
+    if not saved and what_is_left(path, lambda c: c.execute("SELECT 1 FROM tokens").fetchone()):
         raise DamagedError(
             f"the state database {path} is damaged but holds logins",
             f"stop every proxy that uses it, then: mv {shlex.quote(str(path))} "
@@ -408,17 +422,6 @@ def put_aside(path: Path, *, saved: bool = False) -> Path:
             "move it"
         ) from None
     return aside
-
-
-def _free_name(path: Path) -> Path:
-    later = (Path(f"{path}.damaged-{n}") for n in itertools.count(2))
-    names = itertools.chain([Path(f"{path}.damaged")], later)
-    return next(name for name in names if not name.exists())
-
-
-def _holds_logins(path: Path) -> bool:
-    """Say whether a login can be read from it: one that cannot is of no use."""
-    return bool(what_is_left(path, lambda c: c.execute("SELECT 1 FROM tokens").fetchone()))
 
 
 def what_is_left(path: Path, ask: Callable[[sqlite3.Connection], Value]) -> Value | None:
@@ -451,13 +454,6 @@ def _set_clock(connection: sqlite3.Connection, now: Moment) -> float:
     ahead = round(at - now.up, 3)
     connection.execute("INSERT INTO clock VALUES (?, ?, ?, ?)", (now.run, ahead, at, now.wall))
     return ahead
-
-
-def _note_time(connection: sqlite3.Connection, now: Moment, ahead: float) -> None:
-    """Note the time, for the next run of the machine. Call it in a transaction."""
-    connection.execute(
-        "UPDATE clock SET at = ?, wall = ? WHERE run = ?", (now.up + ahead, now.wall, now.run)
-    )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -511,8 +507,7 @@ def _make_private(path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Do the steps that are missing, all or none. Raises StoreError for a newer file."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         connection.execute("CREATE TABLE IF NOT EXISTS schema (version INTEGER NOT NULL)")
         found = connection.execute("SELECT max(version) FROM schema").fetchone()[0] or 0
         if found > len(MIGRATIONS):
@@ -525,8 +520,3 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         if found < len(MIGRATIONS):
             connection.execute("INSERT INTO schema VALUES (?)", (len(MIGRATIONS),))
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise

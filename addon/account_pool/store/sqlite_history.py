@@ -169,15 +169,20 @@ class KnownRequests(RequestQuestions):
         return super().read(query)._replace(last=self._last())
 
 
+def temporary() -> sqlite3.Connection:
+    """Open a database that is in a file without a name, and gone once it is closed."""
+    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    for statement in (statement for step in MIGRATIONS for statement in step):
+        connection.execute(statement)
+    return connection
+
+
 def known_requests(rows: Sequence[RequestRow]) -> KnownRequests:
     """Return what answers from *rows* alone."""
 
     @contextmanager
     def asking() -> Iterator[sqlite3.Connection]:
-        # No name: a temporary one.
-        with closing(sqlite3.connect("", isolation_level=None)) as connection:
-            for statement in (statement for step in MIGRATIONS for statement in step):
-                connection.execute(statement)
+        with closing(temporary()) as connection:
             connection.execute("BEGIN")
             add_missing(connection, rows)
             yield connection

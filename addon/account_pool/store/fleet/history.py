@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from math import isfinite
-from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 from uuid import uuid4
 
@@ -27,11 +26,10 @@ from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted, add_to
 from account_pool.store import sqlite_history
 from account_pool.store.account_rows import dumps, loads
-from account_pool.store.database import LOOK_TIMEOUT_S
+from account_pool.store.database import LOOK_TIMEOUT_S, transaction
 from account_pool.store.fleet.connection import Argument
 from account_pool.store.fleet.engine import Engine
 from account_pool.store.fleet.link import TRIES, Accepted, Beside, Change, Link, StoredRow
-from account_pool.store.schema import MIGRATIONS
 from account_pool.store.sqlite_history import KnownRequests, RequestQuestions
 from account_pool.store.store import (
     DecisionPage,
@@ -275,11 +273,7 @@ class Mirror:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            # No name: SQLite makes a file where temporary ones go, and removes it.
-            connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-            for statement in (statement for step in MIGRATIONS for statement in step):
-                connection.execute(statement)
-            self._connection = connection
+            self._connection = sqlite_history.temporary()
             self._last, self._last_at = 0, "0"
         return self._connection
 
@@ -308,8 +302,7 @@ class Mirror:
     def _take(self, connection: sqlite3.Connection, first: int, entries: list[Entry]) -> None:
         """Do what *entries* say, all of it or nothing; rows before *first* are gone."""
         last = entries[-1] if entries else None
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             rows: list[tuple[int, float, RequestRow]] = []
             for entry in entries:
                 if entry.kind in (ROW, UNPRICED_ROW):
@@ -325,11 +318,6 @@ class Mirror:
             sqlite_history.put_requests(connection, rows)
             first = max(first, (last.number if last else self._last) + 1 - self._max_rows)
             connection.execute("DELETE FROM requests WHERE number < ?", (first,))
-            connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
         if last is not None:
             self._last, self._last_at = last.number, last.at
 
@@ -377,14 +365,10 @@ def _costs(data: bytes) -> Iterator[tuple[int, Cost]]:
     for one in costs if isinstance(costs, list) else ():
         match one:
             case [int(number), cost_usd, str(price), int(covered), premium] if all(
-                isinstance(value, int | float | NoneType) and _is_fit(value)
+                value is None or (isinstance(value, int | float) and -_MOST < value < _MOST)
                 for value in (number, cost_usd, covered, premium)
             ):
                 yield number, Cost(cost_usd, one_line(price), covered, premium)
-
-
-def _is_fit(value: Any) -> bool:
-    return value is None or -_MOST < value < _MOST
 
 
 def _understood(reply: object) -> tuple[int, int, list[Entry]]:

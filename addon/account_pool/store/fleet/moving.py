@@ -213,10 +213,6 @@ class Kept(NamedTuple):
 class FormerFile(TokenTables):
     """A state database, while it is open. Its methods raise StoreError."""
 
-    def __init__(self, database: Database, is_gone: Callable[[str], bool] = is_gone) -> None:
-        super().__init__(database)
-        self._is_gone = is_gone
-
     def families(self) -> list[str]:
         """Return the logins that were not moved."""
         with self._database.reading() as connection:
@@ -240,7 +236,7 @@ class FormerFile(TokenTables):
         with self._database.writing() as connection:
             self._require_alone(connection)
             login = self._login(connection, family)
-            if login.is_held(self._is_gone):
+            if login.is_held(is_gone):
                 raise self._in_use()
             if login.tokens is None or self._engine_of(connection, family) is not None:
                 return False
@@ -260,7 +256,7 @@ class FormerFile(TokenTables):
     def _require_alone(self, connection: sqlite3.Connection) -> None:
         now = self._database.now()
         for proxy, seen_at in connection.execute("SELECT proxy, seen_at FROM proxies"):
-            if abs(now - seen_at) < GRACE_S and not self._is_gone(proxy):
+            if abs(now - seen_at) < GRACE_S and not is_gone(proxy):
                 raise self._in_use()
 
     def _in_use(self) -> InUseError:

@@ -201,7 +201,7 @@ def sealed_with(raw: bytes) -> str:
     """Return the id of the key that a row of tokens is sealed with; "" where it names none."""
     match loads(raw):
         case {"sealed": str(sealed)}:
-            return key_id_of(sealed)
+            return sealed.partition(":")[2].partition(":")[0]
     return ""
 
 
@@ -297,11 +297,6 @@ class Keyring:
             return self._keys[key_id].decrypt(nonce, content, _bound(key_id, bound_to))
         except (InvalidTag, ValueError):
             raise wrong from None
-
-
-def key_id_of(text: str) -> str:
-    """Return the id of the key that a sealed text names."""
-    return text.partition(":")[2].partition(":")[0]
 
 
 def _key_of(text: str) -> bytes:
