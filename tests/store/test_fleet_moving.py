@@ -16,8 +16,7 @@ from tests.store.servers import Server, new_pool
 
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.store.fleet.fleet_store import FleetStore
-from account_pool.store.fleet.moving import MovingTokens
+from account_pool.store.fleet.fleet_store import FleetStore, MovingTokens
 from account_pool.store.machine import Process
 from account_pool.store.pool_state import parse
 from account_pool.store.sqlite import SqliteStore, SqliteTokens

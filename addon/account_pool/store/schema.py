@@ -246,7 +246,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO decision_log VALUES (lower(hex(randomblob(8))), 0)",
     ),
     (
-        # Logins whose newest tokens are in an engine since (store/fleet/moving.py).
+        # Logins whose newest tokens are in an engine since (store/fleet/fleet_store.py).
         """CREATE TABLE moved_logins (
             family TEXT PRIMARY KEY,
             engine TEXT NOT NULL,

@@ -82,7 +82,7 @@ class TokenTables:
     def _read(self, connection: sqlite3.Connection, family: str) -> Held | None:
         row = connection.execute(f"{_TOKENS} WHERE family = ?", (family,)).fetchone()
         try:
-            return None if row is None else _tokens_of(row)[1:]
+            return None if row is None else _tokens_of(row)[1]
         except (TypeError, ValueError):
             raise self._database.damaged() from None
 
@@ -298,15 +298,24 @@ class SqliteTokens(TokenTables):
 
     def _remember_all(self) -> None:
         """Read what can still be read of logins that were not used here."""
-        tokens = what_is_left(self._path, lambda c: _readable(c, _TOKENS, _tokens_of))
-        for family, newest, fence in tokens or ():
-            self._tokens.setdefault(family, (newest, fence))
-        claimed = what_is_left(self._path, lambda c: _readable(c, _CLAIMS, _claim_of))
-        for family, claim in claimed or ():
-            self._claims.setdefault(family, claim)
-        moved = what_is_left(self._path, lambda c: _readable(c, _MOVED, _mark_of))
-        for family, engine in moved or ():
-            self._moved.setdefault(family, engine)
+        self._tokens = self._left(_TOKENS, _tokens_of) | self._tokens
+        self._claims = self._left(_CLAIMS, _claim_of) | self._claims
+        self._moved = self._left(_MOVED, _mark_of) | self._moved
+
+    def _left(
+        self, question: str, read: Callable[[tuple[Any, ...]], tuple[str, Value]]
+    ) -> dict[str, Value]:
+        """Return what *read* makes of the rows that can still be read, by family."""
+        found: dict[str, Value] = {}
+
+        def ask(connection: sqlite3.Connection) -> None:
+            for row in connection.execute(question):
+                with contextlib.suppress(TypeError, ValueError):
+                    family, value = read(row)
+                    found[family] = value
+
+        what_is_left(self._path, ask)
+        return found
 
     def _note_engine(self, connection: sqlite3.Connection, family: str) -> None:
         """Note which engine has *family* since, so that it is not refreshed here, if one has."""
@@ -330,8 +339,8 @@ def moved_to(path: Path, engine: str) -> str:
     )
 
 
-def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
-    """Return family, tokens and fence. Raises TypeError or ValueError for a damaged row."""
+def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Held]:
+    """Return family, and tokens with their fence. Raises TypeError or ValueError for damage."""
     family, access, refresh, expires_at, refreshed_at, companions, fence = row
     tokens = Tokens(
         access=None if access is None else Secret(_is(str, access)),
@@ -340,7 +349,7 @@ def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
         refreshed_at=None if refreshed_at is None else _is(float, refreshed_at),
         companions=_is(dict, json.loads(companions)),
     )
-    return _is(str, family), tokens, _is(int, fence)
+    return _is(str, family), (tokens, _is(int, fence))
 
 
 def _claim_of(row: tuple[Any, ...]) -> tuple[str, Claim]:
@@ -380,16 +389,6 @@ def _is(kind: type[Value], value: object) -> Value:
     if not isinstance(value, kind):
         raise TypeError
     return value
-
-
-def _readable(
-    connection: sqlite3.Connection, question: str, read: Callable[[tuple[Any, ...]], Value]
-) -> list[Value]:
-    rows = []
-    for row in connection.execute(question):
-        with contextlib.suppress(TypeError, ValueError):
-            rows.append(read(row))
-    return rows
 
 
 def _write(connection: sqlite3.Connection, family: str, tokens: Tokens, fence: int) -> None:
