@@ -82,7 +82,7 @@ class FleetPlace:
         tokens = FleetTokens(
             self.engines[-1],
             Keyring.read(key),
-            unsaved=Unsaved(folder or self.folder, self.pool),
+            Unsaved(folder or self.folder, self.pool),
             wall_clock=lambda: time.time() + wall_ahead_s,
         )
         return noticing(tokens, url)

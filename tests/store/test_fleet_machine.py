@@ -80,7 +80,7 @@ class Proxy(machine.Proxy):
         return FleetTokens(
             cast(Engine, self.engine),
             Keyring.read(KEY),
-            unsaved=Unsaved(self.path, "pool"),
+            Unsaved(self.path, "pool"),
             wall_clock=self.wall,
             is_gone=self.gone.__contains__,
         )
@@ -181,9 +181,14 @@ SharedLogin.TestCase.settings = settings(
 test_no_order_of_steps_and_no_fault_loses_the_login = SharedLogin.TestCase
 
 
-def test_an_answer_that_was_long_on_its_way_moves_no_time() -> None:
+def test_an_answer_that_was_long_on_its_way_moves_no_time(tmp_path: Path) -> None:
     engine = MemoryEngine(FakeClock())
-    store = FleetTokens(cast(Engine, engine), Keyring.read(KEY), wall_clock=engine.clock)
+    store = FleetTokens(
+        cast(Engine, engine),
+        Keyring.read(KEY),
+        Unsaved(tmp_path, "pool"),
+        wall_clock=engine.clock,
+    )
     store.save("family", SOME)
     engine.late_s = 0.65
     assert store.load("family") == SOME

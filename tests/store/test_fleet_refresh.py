@@ -42,9 +42,7 @@ class Bench:
         self.place.engines.append(engine)
         unsaved = Unsaved(self.place.folder / disk, self.place.pool)
         store = noticing(
-            FleetTokens(
-                engine, Keyring.read(KEY), unsaved=unsaved, wall_clock=lambda: self.clock.now
-            )
+            FleetTokens(engine, Keyring.read(KEY), unsaved, wall_clock=lambda: self.clock.now)
         )
         refresher = Refresher(store=store, post=self.post, wall_clock=self.clock)
         login = RefreshableToken(self.source, refresher, expiry=lambda _: None, chance=0.0)

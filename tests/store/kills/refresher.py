@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -76,6 +77,16 @@ def source(token_url: str, refresh: str) -> OAuthSource:
     return OAuthSource.from_written("codex", "me", written, {})
 
 
+class _SteppedUnsaved(Unsaved, frozen=True):
+    """Says when an answer is to be forgotten, which the engine has by then."""
+
+    saved: Callable[[], None]
+
+    def drop(self, path: Path) -> None:
+        self.saved()
+        super().drop(path)
+
+
 class _Stepped(FleetTokens):
     """Says where it is."""
 
@@ -87,7 +98,7 @@ class _Stepped(FleetTokens):
         super().__init__(
             engine,
             Keyring.read(Secret(key)),
-            unsaved=Unsaved(Path(setting.folder), pool),
+            _SteppedUnsaved(Path(setting.folder), pool, lambda: self.step("saved")),
             wall_clock=lambda: time.time() + setting.wall_ahead_s,
             # They stand for proxies on machines of their own.
             is_gone=lambda _owner: False,
@@ -122,10 +133,6 @@ class _Stepped(FleetTokens):
         path = super()._write_down(family, tokens, fence)
         self.step("kept")
         return path
-
-    def _drop(self, path: Path | None) -> None:
-        self.step("saved")
-        super()._drop(path)
 
 
 def run(parent: Connection, setting: Setting, key: str) -> None:

@@ -88,7 +88,7 @@ class FleetStore:
         # It can be away: the proxy serves with the access tokens that it has.
         keyring, address = self._keyring(), self.engine.address
         unsaved = Unsaved(self._directory, address.pool)
-        tokens = FleetTokens(self.engine, keyring, unsaved=unsaved)
+        tokens = FleetTokens(self.engine, keyring, unsaved)
         self._tokens = tokens
         if self._before is not None:
             shown = f"{address} (pool {address.pool})"

@@ -103,8 +103,8 @@ class FleetTokens:
         self,
         engine: Engine,
         keyring: Keyring,
+        unsaved: Unsaved,
         *,
-        unsaved: Unsaved | None = None,
         wall_clock: Callable[[], float] = time.time,
         is_gone: Callable[[str], bool] = is_gone,
     ) -> None:
@@ -172,7 +172,8 @@ class FleetTokens:
             raise KeptError(f"{error}; until then, new tokens are kept in {path.parent}") from None
         finally:
             self._saving.discard(path or Path())
-        self._drop(path)
+        if path is not None:
+            self._unsaved.drop(path)
         return done
 
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
@@ -204,8 +205,7 @@ class FleetTokens:
                     break
             else:
                 raise _busy()
-            if self._unsaved is not None:
-                self._owe({entry.family for entry in self._unsaved.entries()})
+            self._owe({entry.family for entry in self._unsaved.entries()})
             self._put_back()
         except StoreError as error:
             # Nothing is here alone: each answer is on the disk until the engine has it.
@@ -238,11 +238,11 @@ class FleetTokens:
                 self._put_back()
                 continue
             found = self._found(family, reply)
-            unsaved = self._unsaved_of(family)
+            unsaved = [e for e in self._unsaved.entries(family) if e.path not in self._saving]
             if self._is_mended(family, found, unsaved):
                 for entry in unsaved:
                     if entry.fence <= found.fence:
-                        self._drop(entry.path)
+                        self._unsaved.drop(entry.path)
                 return found
         raise _busy()
 
@@ -380,8 +380,6 @@ class FleetTokens:
 
     def _write_down(self, family: str, tokens: Tokens, fence: int) -> Path | None:
         """Keep tokens on the disk until the engine has them; None where that cannot be done."""
-        if self._unsaved is None:
-            return None
         try:
             sealed = self._rows.seal(family, tokens, fence)
             path = self._unsaved.put(family, fence, sealed, mark=tokens.refresh.digest())
@@ -393,15 +391,6 @@ class FleetTokens:
             return None
         self._saving.add(path)
         return path
-
-    def _unsaved_of(self, family: str) -> list[Entry]:
-        if self._unsaved is None:
-            return []
-        return [e for e in self._unsaved.entries(family) if e.path not in self._saving]
-
-    def _drop(self, path: Path | None) -> None:
-        if path is not None and self._unsaved is not None:
-            self._unsaved.drop(path)
 
     # -- clocks and words
 
