@@ -61,6 +61,14 @@ async def test_what_went_wrong_quotes_nothing(github: FakeGitHub) -> None:
     assert "sec" not in str(caught.value) and caught.value.__cause__ is None
 
 
+async def test_an_address_that_only_the_library_does_not_take_is_one_more_failure() -> None:
+    """A `token_url` may name it: the account waits, and is no error of ours each time."""
+    http = Http(trust=ssl.create_default_context)
+    with pytest.raises(HttpFailed, match=r"cannot reach .* \(InvalidURL\)") as caught:
+        await http.ask("POST", "https://\u2603.example/token", headers={}, timeout_s=PATIENCE_S)
+    assert not caught.value.sent and caught.value.__cause__ is None
+
+
 # -- answers that are not ended
 
 WHOLE = b'{"a": {"b": "}"}}'

@@ -277,7 +277,7 @@ class Http(Struct, frozen=True, kw_only=True):
                 f"{urlsplit(url).hostname} did not answer within {within_s:g} s", sent=sent
             ) from None
         # `from None` and no text of theirs: a protocol error of the library quotes headers.
-        except (library.HTTPError, OSError) as error:
+        except (library.HTTPError, library.InvalidURL, OSError) as error:
             raise self._failed(library, url, error, sent=sent) from None
 
     @asynccontextmanager
