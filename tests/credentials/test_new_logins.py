@@ -86,6 +86,7 @@ async def test_it_asks_until_there_is_a_token():
         (({**SLOW, "interval": -1}, TOKEN), [5, 10]),
         ((HttpFailed("gone"), 502, TOKEN), [5, 10, 20]),
         ((429, TOKEN), [5, 10]),
+        (([], TOKEN), [5, 10]),
     ],
 )
 async def test_it_slows_down_when_told_or_unanswered(answers, slept):
@@ -101,7 +102,6 @@ async def test_it_slows_down_when_told_or_unanswered(answers, slept):
         ({"error": "access_denied"}, "cancelled on GitHub's page"),
         ({"error": "device_flow_disabled"}, "account-pool login --from gh"),
         ({"error": "<b>odd</b>"}, "neither a token nor a known reason"),
-        ([], "neither a token nor a known reason"),
         ({"access_token": "two\nlines"}, "line break"),
     ],
 )

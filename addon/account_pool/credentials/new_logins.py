@@ -115,7 +115,9 @@ async def wait_for_token(
         try:
             response = await _post(ask, f"{base}/login/oauth/access_token", fields)
         except HttpFailed:
-            # RFC 8628, 3.5: less often while there is no response.
+            response = {}
+        if not response:
+            # RFC 8628, 3.5: less often while there is no answer, or that of a gateway.
             interval_s = min(interval_s * 2, MAX_INTERVAL_S)
             continue
         token, error = response.get("access_token"), response.get("error")
