@@ -82,7 +82,10 @@ def test_all_that_is_wrong_is_found_at_once(shape: Any, data: st.DataObject) -> 
 def test_what_has_no_words_is_a_problem_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "_wrong", lambda *_args: iter(()))
     document = Document(Path("accounts.yaml"))
-    assert shapes.read_account(document, ("accounts", 0), {"label": "sk-fake"}) is None
+    assert (
+        shapes.read_shape(document, ("accounts", 0), shapes.AccountShape, {"label": "sk-fake"})
+        is None
+    )
     [problem] = document.problems
     assert problem.wrong == "is not accepted"
     assert "sk-fake" not in str(problem)
@@ -110,7 +113,7 @@ def test_what_is_written_is_not_shown(tmp_path: Path) -> None:
     path = tmp_path / "accounts.yaml"
     path.write_text("accounts: [{provider: openai, label: work, token: sk-FAKE-SECRET}]\n")
     document = read(path)
-    account = shapes.read_account(document, (), document.data["accounts"][0])
+    account = shapes.read_shape(document, (), shapes.AccountShape, document.data["accounts"][0])
     node = compose("sk-FAKE-SECRET")
     assert account is not None and account.token == "sk-FAKE-SECRET"
     assert isinstance(node, Scalar) and node.text == "sk-FAKE-SECRET"

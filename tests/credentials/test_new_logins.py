@@ -136,7 +136,7 @@ async def test_what_a_server_names_is_bounded_and_printable():
     server = Server(TOKEN)
     server.answers[0] = {**CODE, "interval": 1e9, "expires_in": 1e5, "user_code": "A\x1b[2J"}
     code = await request_code(server.ask)
-    assert (code.interval_s, code.lasts_s, code.text) == (5.0, 1800.0, "A[2J")
+    assert (code.interval_s, code.lasts_s, code.text) == (5.0, 1800.0, "A [2J")
 
 
 CLIENT = {

@@ -84,7 +84,7 @@ class EngineBackend:
 
     @contextlib.contextmanager
     def failing(self, state: Any) -> Iterator[None]:
-        engine = state._link._engine
+        engine = state._link.engine
         with pytest.MonkeyPatch.context() as patch:
 
             def fail(function: str, *_args: object) -> None:

@@ -135,8 +135,8 @@ class Fleet:
         self.proxies = []
         for n, state in enumerate(self.states):
             link = state._part._link
-            link._engine = Lossy(link._engine)
-            self.proxies.append(Proxy(state, link._engine, f"proxy-{n}"))
+            link.engine = Lossy(link.engine)
+            self.proxies.append(Proxy(state, link.engine, f"proxy-{n}"))
         for proxy in self.proxies:
             proxy.beat(self.now)
             proxy.look(self.now)  # what is there before is read as a whole

@@ -46,7 +46,7 @@ def losing(state: Any, when: str, function: str = "commit") -> Iterator[list[Cal
     Yields the calls that come late, to be made.
     """
     link, late = link_of(state), list[Callable[[], object]]()
-    engine = link._engine
+    engine = link.engine
 
     class Losing:
         address = engine.address
@@ -60,11 +60,11 @@ def losing(state: Any, when: str, function: str = "commit") -> Iterator[list[Cal
                 engine.call(name, *args)
             raise StoreError("no answer")
 
-    link._engine = Losing()
+    link.engine = Losing()
     try:
         yield late
     finally:
-        link._engine = engine
+        link.engine = engine
 
 
 FAULTS = pytest.mark.parametrize("when", ["unsent", "lost", "late"])
@@ -205,7 +205,7 @@ class TestWhatTheEngineHasLost:
         second.ask("REPLICAOF", "NO", "ONE")
         later = BATCH._replace(number=2)
         state.exchange([replace(FULL, served=2)], wall_now=WALL, counts=ONE, batch=later)
-        store.engine = store._link._engine = second.engine(own.pool)
+        store.engine = store._link.engine = second.engine(own.pool)
         with pytest.raises(MovedError):
             state.exchange([replace(FULL, served=3)], wall_now=WALL)
         state = own.open(store)
@@ -463,7 +463,7 @@ class TestManyRows:
         rows = [(f"s-{n}", "openai/a-1", WALL + n) for n in range(3500)]
         one.exchange(accounts, wall_now=WALL, lines={"sessions": TableChanges(rows)})
         biggest = 0
-        engine = link_of(other)._engine
+        engine = link_of(other).engine
         call = engine.call
 
         def counted(name: str, *args: Any) -> Any:
@@ -488,7 +488,7 @@ class TestManyRows:
         one, other = two
         asks = {AccountKey("openai", f"a-{n}"): Ask(3, 0, 2) for n in range(2 * AT_ONCE + 1)}
         biggest = 0
-        engine = link_of(one)._engine
+        engine = link_of(one).engine
         call = engine.call
 
         def counted(name: str, *args: Any) -> Any:
@@ -559,7 +559,7 @@ ODD_ANSWERS = (
 def test_a_write_whose_answer_makes_no_sense_is_known_later(two, odd: Any) -> None:
     one, _ = two
     keep(one, UNKNOWN)
-    engine = link_of(one)._engine
+    engine = link_of(one).engine
     call = engine.call
 
     def garbled(name: str, *args: Any) -> Any:
@@ -631,7 +631,7 @@ def test_wall_clocks_of_proxies_do_not_matter(backend: EngineBackend, monkeypatc
 def test_how_many_calls_it_takes(two, writes: int) -> None:
     one, other = two
     calls: list[str] = []
-    engine = link_of(one)._engine
+    engine = link_of(one).engine
     call = engine.call
 
     def counted(name: str, *args: Any) -> Any:

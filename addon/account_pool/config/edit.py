@@ -165,7 +165,10 @@ def _edited(
         changed = text
         if provider is not None:
             changed = _with_provider(changed, *provider)
-        changed = _with_token(changed, key, account) if renew else _with_account(changed, account)
+        if renew:
+            changed = _with_token(changed, key, account)
+        else:
+            changed = _with(changed, "accounts", [account], json.dumps(account))
         found = key in account_keys(changed)
     except NotYaml:
         found = False
@@ -267,10 +270,6 @@ def _check(
 # -- what is added
 
 
-def _with_account(text: str, account: Entry) -> str:
-    return _with(text, "accounts", [account], json.dumps(account))
-
-
 def _with_provider(text: str, name: str, definition: Entry) -> str:
     found = section_of(compose(text), "providers")
     if found and isinstance(found[1], yaml_nodes.Mapping) and section_of(found[1], name):
@@ -283,7 +282,8 @@ def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_bracket
     """Return *text* with *entry* at the end of *section*, a list or a mapping as *entry* is."""
     found = section_of(compose(text), section)
     if found is None:
-        return _appended(text, _block({section: entry}))
+        lines = _block({section: entry})
+        return f"{text.rstrip()}\n\n{lines}" if text.strip() else lines
     key, value = found
     if isinstance(value, yaml_nodes.Scalar) and not value.text:
         return _inserted(text, end_of_line(text, key.end), _block(entry, 2))
@@ -299,10 +299,6 @@ def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_bracket
 
 def _inserted(text: str, index: int, lines: str) -> str:
     return f"{text[:index]}\n{lines.rstrip()}{text[index:] or chr(10)}"
-
-
-def _appended(text: str, lines: str) -> str:
-    return f"{text.rstrip()}\n\n{lines}" if text.strip() else lines
 
 
 def _in_brackets(text: str, node: yaml_nodes.Collection, entry: str) -> str:
@@ -373,7 +369,11 @@ def _remove(path: Path, key: AccountKey) -> bool:
     if len(entries) == 1:
         raise LastAccount(f"{key} is the last account of {path.name}")
     changed = _without(text, entries, found[0])
-    if not _is_right(changed, account_keys(text) - {key}):
+    try:
+        is_right = account_keys(changed) == account_keys(text) - {key}
+    except NotYaml:
+        is_right = False
+    if not is_right:
         raise CannotEdit(f"{path.name} cannot be edited by this command; remove {key} by hand")
     written = _written_beside(path, changed, _mode(path))
     try:
@@ -381,13 +381,6 @@ def _remove(path: Path, key: AccountKey) -> bool:
     finally:
         written.unlink(missing_ok=True)
     return True
-
-
-def _is_right(text: str, wanted: set[AccountKey]) -> bool:
-    try:
-        return account_keys(text) == wanted
-    except NotYaml:
-        return False
 
 
 def _without(text: str, entries: list[Node], number: int) -> str:

@@ -25,7 +25,7 @@ from account_pool.config.providers import (
     read_providers,
     unknown_provider,
 )
-from account_pool.config.shapes import COMPANIONS, TOKEN_KEYS, AccountShape, read_account
+from account_pool.config.shapes import COMPANIONS, TOKEN_KEYS, AccountShape, read_shape
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import is_window
@@ -239,7 +239,7 @@ class _Reader(Struct):
         known = self.providers.known.get(provider)
         own = self._own_companions(loc, value, known)
         shaped = {key: part for key, part in value.items() if key not in own} if own else value
-        shape = read_account(document, loc, shaped)
+        shape = read_shape(document, loc, AccountShape, shaped)
         label = self._label((*loc, "label"), provider, value.get("label"))
         # Most of ten thousand have none of these.
         if models := value.get("models"):
@@ -397,7 +397,8 @@ class _Reader(Struct):
         if "token" not in value:
             return None
         name = known.name if known else ""
-        if _is_login(value["token"]) and not (name and label):
+        is_login = isinstance(value["token"], dict) and "oauth" in value["token"]
+        if is_login and not (name and label):
             return None  # what it lacks depends on them
         try:
             source = source_of(value["token"], self.environ, self.directory, (name, label))
@@ -409,10 +410,6 @@ class _Reader(Struct):
             self.document.problem(loc, error.wrong, error.remedy)
             return None
         return source
-
-
-def _is_login(token: Any) -> bool:
-    return isinstance(token, dict) and "oauth" in token
 
 
 def _host_like(provider: Provider) -> str:

@@ -86,8 +86,9 @@ class PoolOption(NamedTuple):
             value = "on" if value else "off"
         if self.writer is not None and isinstance(value, list | dict):
             value = self.writer(value)
-        elif self.reader is not None and isinstance(value, list) and _are_texts(value):
-            value = ", ".join(value)
+        elif self.reader is not None and isinstance(value, list):
+            # Else it is said below that it is no text.
+            value = ", ".join(value) if all(isinstance(one, str) for one in value) else value
         if type(value) is not self.type:
             raise Wrong(f"{self._shown(value)} is not {_NAMES[self.type]}", self._accepted())
         if isinstance(value, float) and not math.isfinite(value):
@@ -116,10 +117,6 @@ class PoolOption(NamedTuple):
             return "write text, in quotes" + (more if self.reader else "")
         at_least = f" of {self.minimum:g} or more" if self.minimum else ""
         return f"write a number{at_least} such as {self.default:g}"
-
-
-def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def read_fast(text: str) -> frozenset[str]:

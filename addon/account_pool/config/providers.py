@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from account_pool.config.document import Document, Loc
 from account_pool.config.problems import MISSING, REMEDIES
-from account_pool.config.shapes import AccountShape, check_part, check_provider
+from account_pool.config.shapes import PARTS, AccountShape, ProviderShape, read_shape
 from account_pool.core.wrong import NOT_SHOWN, Wrong, shown, shown_key, unknown
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
@@ -117,7 +117,7 @@ class _Notes(Struct):
         return f"{self.document.path.name}:{self.document.line(loc)}"
 
     def has_shape(self, loc: Loc, kind: str, value: Any) -> bool:
-        return check_part(self.document, loc, kind, value)
+        return read_shape(self.document, loc, PARTS[kind], value) is not None
 
 
 class Providers(Struct):
@@ -169,7 +169,7 @@ class _Reader(Struct):
             )
         elif is_token(name):
             document.problem(loc, f"is not a name; {PASTED}", "write one such as my-gateway")
-        check_provider(document, loc, value)
+        read_shape(document, loc, ProviderShape, value)
         if not isinstance(value, dict):
             self.result.unclear.add(name)
             return

@@ -310,22 +310,8 @@ PARTS: Mapping[str, type[_Shape]] = {"owner": OwnerShape, "reset": ResetShape}
 # -- what is said of a value
 
 
-def read_account(document: Document, loc: Loc, value: Mapping[str, Any]) -> AccountShape | None:
-    """Return the account *value* describes; None if its shape is wrong, which is noted then."""
-    return _read(document, loc, AccountShape, value)
-
-
-def check_provider(document: Document, loc: Loc, value: Any) -> None:
-    """Note everything wrong with the shape of *value*."""
-    _read(document, loc, ProviderShape, value)
-
-
-def check_part(document: Document, loc: Loc, kind: str, value: Any) -> bool:
-    """Note everything wrong with a part of a definition; return whether it is right."""
-    return _read(document, loc, PARTS[kind], value) is not None
-
-
-def _read(document: Document, loc: Loc, shape: type[Shape], value: Any) -> Shape | None:
+def read_shape(document: Document, loc: Loc, shape: type[Shape], value: Any) -> Shape | None:
+    """Return *value* as *shape*; None if it is none: everything wrong with it is noted then."""
     try:
         return msgspec.convert(value, shape)
     except msgspec.ValidationError:

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.decision_text import duration
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.http import (
     OWN_NAME,
@@ -133,7 +134,7 @@ class FromLogin(FromSource):
         credentials = self._credentials(tokens)
         renew_at = self._token.renew_at(tokens)
         wait_s = None if renew_at is None else max(renew_at - self._wall_clock(), 1.0)
-        refreshed = "when it is refused" if wait_s is None else f"in {in_words(wait_s)}"
+        refreshed = "when it is refused" if wait_s is None else f"in {duration(wait_s)}"
         ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
         until = f" (valid until {moment(min(ends)):%Y-%m-%d %H:%M:%S} UTC)" if ends else ""
         return Acquired(
@@ -194,7 +195,7 @@ class FromExchange(FromSource):
             credentials=credentials,
             again_in_s=exchanged.renew_in_s,
             for_clients=exchanged.for_clients,
-            log_text=f"has a Copilot token, refreshed in {in_words(exchanged.renew_in_s)} "
+            log_text=f"has a Copilot token, refreshed in {duration(exchanged.renew_in_s)} "
             f"(valid until {moment(token.expires_at or 0):%H:%M:%S} UTC, "
             f"host {token.companions.get('host', 'as the client names it')})",
         )
@@ -286,13 +287,6 @@ def credential_of(entry: AccountEntry, reading: Reading) -> Credentials:
     if why := provider.lacking(credential):
         raise CredentialError("this token alone is not enough", why)
     return {credential.kind: credential}
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration in words, such as "5 min"."""
-    if seconds >= 7200:
-        return f"{seconds / 3600:.0f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 # -- the project of a gemini-cli account, which its own tool learns when it starts

@@ -23,7 +23,7 @@ import msgspec
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.files import read_private
-from account_pool.credentials.http import HttpFailed, HttpResponse, seconds_in
+from account_pool.credentials.http import HttpFailed, HttpResponse, one_line, seconds_in
 from account_pool.credentials.sources import CredentialError, instant, usable
 from account_pool.credentials.vendor_logins import LOGINS
 
@@ -46,6 +46,8 @@ SLOWER_BY_S = 5.0
 MAX_INTERVAL_S = 60.0
 MAX_WAIT_S = 1800.0
 REQUEST_TIMEOUT_S = 20.0
+#: Of what a server says, in a terminal.
+MAX_SHOWN_CHARS = 200
 
 _AGAIN = "run account-pool login copilot again"
 
@@ -84,8 +86,8 @@ async def request_code(ask: Ask, base: str = GITHUB) -> Code:
     if not (isinstance(page, str) and isinstance(text, str) and isinstance(device, str)):
         raise CredentialError(f"{base} returned no login code", "check --host, then " + _AGAIN)
     return Code(
-        page=_printable(page),
-        text=_printable(text),
+        page=one_line(page)[:MAX_SHOWN_CHARS],
+        text=one_line(text)[:MAX_SHOWN_CHARS],
         device=usable(device, "the device code"),
         interval_s=_seconds(response.get("interval"), USUAL_INTERVAL_S, MAX_INTERVAL_S),
         lasts_s=_seconds(response.get("expires_in"), 900.0, MAX_WAIT_S),
@@ -162,11 +164,6 @@ async def _post(ask: Ask, url: str, fields: Mapping[str, str]) -> Mapping[str, A
 
 def _seconds(value: Any, usual: float, most: float) -> float:
     return min(seconds_in(value, 1e6) or usual, most)
-
-
-def _printable(text: str) -> str:
-    """Return *text* of a server as it may be shown in a terminal."""
-    return "".join(char for char in text if char.isprintable())[:200]
 
 
 # -- what a vendor's tool has in its file

@@ -118,7 +118,9 @@ class OAuthSource(Source):
         Raises CredentialError for what is missing, unknown or of the wrong kind. A
         variable that is not set is noticed by `read_now`.
         """
-        _require_known(written)
+        if any(key not in KEYS for key in written):
+            # The key itself may be a token: {sk-...} is a mapping in YAML.
+            raise CredentialError("oauth has an unknown key", f"its keys are {', '.join(KEYS)}")
         settings = _settings(provider, written)
         refresh = _text(written, "refresh_token")
         if refresh is None:
@@ -202,13 +204,6 @@ class OAuthSource(Source):
 
     def _expanded(self, text: Secret, what: str) -> Secret:
         return usable_expanded(text, self.environ, what)
-
-
-def _require_known(written: Mapping[str, Any]) -> None:
-    for key in written:
-        if key not in KEYS:
-            # The key itself may be a token: {sk-...} is a mapping in YAML.
-            raise CredentialError("oauth has an unknown key", f"its keys are {', '.join(KEYS)}")
 
 
 def _text(written: Mapping[str, Any], key: str) -> str | None:

@@ -80,6 +80,7 @@ class Database:
 
     Attributes:
         path: the file.
+        ahead: how far the store's clock is ahead of the age of this run of the machine, seconds.
     """
 
     def __init__(
@@ -100,8 +101,7 @@ class Database:
         """
         self.path = path
         self._moment = clock or moment
-        #: how far the store's clock is ahead of that of this process
-        self._ahead = 0.0
+        self.ahead = 0.0
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._lock = threading.Lock()
@@ -192,17 +192,12 @@ class Database:
 
     def now(self) -> float:
         """Return the time on the store's clock, seconds."""
-        return self._moment().up + self._ahead
-
-    @property
-    def ahead(self) -> float:
-        """How far the store's clock is ahead of the age of this run of the machine, seconds."""
-        return self._ahead
+        return self._moment().up + self.ahead
 
     def ahead_of_wall(self) -> float:
         """Return how far the store's clock is ahead of our wall clock, seconds."""
         now = self._moment()
-        return round(now.up + self._ahead - now.wall, 3)
+        return round(now.up + self.ahead - now.wall, 3)
 
     def note_time(self, connection: sqlite3.Connection) -> None:
         """Let the store's clock go on from here after the machine was started anew.
@@ -212,7 +207,7 @@ class Database:
         now = self._moment()
         connection.execute(
             "UPDATE clock SET at = ?, wall = ? WHERE run = ?",
-            (now.up + self._ahead, now.wall, now.run),
+            (now.up + self.ahead, now.wall, now.run),
         )
 
     def make_room(self) -> None:
@@ -295,7 +290,7 @@ class Database:
                 connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _migrate(connection, self.path)
             with transaction(connection):
-                self._ahead = _set_clock(connection, self._moment())
+                self.ahead = _set_clock(connection, self._moment())
             with contextlib.suppress(sqlite3.Error):
                 _keep_reserve(connection)
         except BaseException as error:
@@ -306,17 +301,11 @@ class Database:
             raise
         return connection
 
-    def damaged(self) -> DamagedError:
-        """Return the error for a value that no proxy has written."""
-        return self._damaged("is damaged")
-
     def _explained(self, error: sqlite3.Error) -> StoreError:
         """Return *error* in words. Its own text is not repeated: it may quote a value."""
         if str(error).startswith("no such "):
-            return self._damaged("lacks a table")
-        return self._problem(getattr(error, "sqlite_errorname", None) or type(error).__name__)
-
-    def _problem(self, name: str) -> StoreError:
+            return self.damaged("lacks a table")
+        name = getattr(error, "sqlite_errorname", None) or type(error).__name__
         # Extended names begin with those of the table: SQLITE_READONLY_DBMOVED.
         known = max((one for one in _REMEDIES if name.startswith(one)), key=len, default="")
         wrong, remedy = _REMEDIES.get(known) or (
@@ -324,11 +313,12 @@ class Database:
             "set pool_state to another file",
         )
         if remedy == "DAMAGED":
-            return self._damaged(wrong)
+            return self.damaged(wrong)
         kind = FullError if known in _FULL else StoreError
         return kind(f"the state database {self.path} {wrong}; {remedy}")
 
-    def _damaged(self, wrong: str) -> DamagedError:
+    def damaged(self, wrong: str = "is damaged") -> DamagedError:
+        """Return the error for a file that holds what no proxy has written."""
         aside = shlex.quote(f"{self.path}.damaged")
         return DamagedError(
             f"the state database {self.path} {wrong}",

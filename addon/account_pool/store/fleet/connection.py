@@ -88,18 +88,6 @@ class BoundedSocket:
         return getattr(self._sock, name)
 
 
-def trust(ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """Return how a server is verified, and what this proxy shows it. Raises OSError.
-
-    *ca*: the file with what is trusted, and nothing else then.
-    """
-    context = ssl.create_default_context(cafile=ca or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if cert:
-        context.load_cert_chain(cert, key or None)
-    return context
-
-
 def _encrypted(sock: socket.socket, tls: ssl.SSLContext, host: Host) -> ssl.SSLSocket:
     try:
         return tls.wrap_socket(sock, server_hostname=host.name)
@@ -345,9 +333,14 @@ def _is_alone(connection: Any) -> bool:
 
 
 def _trust(address: Address) -> ssl.SSLContext:
-    """Return what is trusted. Raises StoreError."""
+    """Return how a server is verified, and what this proxy shows it. Raises StoreError."""
     try:
-        return trust(address.ca, address.cert, address.key)
+        # Where a file is named, nothing else is trusted.
+        context = ssl.create_default_context(cafile=address.ca or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if address.cert:
+            context.load_cert_chain(address.cert, address.key or None)
+        return context
     except (OSError, ValueError) as error:
         named = [path for path in (address.ca, address.cert, address.key) if path]
         reason = (getattr(error, "strerror", None) or "it is no certificate").lower()

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from account_pool.store.agreed import ROUNDED_S
 from account_pool.store.fleet.connection import Argument
-from account_pool.store.fleet.engine import Engine, Listener
+from account_pool.store.fleet.engine import Engine
 from account_pool.store.store import (
     GRACE_S,
     FullError,
@@ -136,13 +136,14 @@ class Link:
     """Asks the engine, for one thread; what does not write may be asked by any.
 
     Attributes:
+        engine: what is asked.
         history: names what the engine holds since it was empty, and the server; b"": unknown.
         seen: number of the last write up to which all is known; None: nothing is.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.begin()
-        self._engine = engine
+        self.engine = engine
         self._me = uuid4().hex
         self._number = 0
         self._accepted = 0
@@ -165,21 +166,12 @@ class Link:
         if self.seen == before:
             self.seen = after
 
-    def now(self) -> float:
-        return self._engine.now()
-
-    def listen(self, heard: Callable[[str], object]) -> Listener:
-        return self._engine.listen(heard)
-
-    def close(self) -> None:
-        self._engine.close()
-
     def call(self, function: str, *args: Argument) -> Any:
         """Call a function. Raises StoreError; MovedError where the history is another one."""
-        reply = self._engine.call(function, *args)
+        reply = self.engine.call(function, *args)
         if isinstance(reply, list) and reply[:1] == [b"lost"]:
             raise MovedError(
-                f"the state engine {self._engine.address} was started again, has lost what it had, "
+                f"the state engine {self.engine.address} was started again, has lost what it had, "
                 "or another has taken over; what is there now gets what this proxy knows"
             )
         return reply
@@ -317,16 +309,16 @@ class Link:
         if (kind, name) not in self._told and len(self._told) < MAX_TOLD:
             self._told.add((kind, name))
             logger.warning(
-                f"account-pool: in the state engine {self._engine.address} a row of {kind} makes "
+                f"account-pool: in the state engine {self.engine.address} a row of {kind} makes "
                 "no sense and is left out"
             )
 
     def strange(self, function: str) -> StoreError:
-        return StoreError(f"the state engine {self._engine.address} answers {function} strangely")
+        return StoreError(f"the state engine {self.engine.address} answers {function} strangely")
 
     def busy(self) -> StoreError:
         return StoreError(
-            f"the state engine {self._engine.address}: others change the same all the time"
+            f"the state engine {self.engine.address}: others change the same all the time"
         )
 
 

@@ -195,7 +195,7 @@ class FleetState:
         raise self._link.busy()
 
     def now(self) -> float | None:
-        return self._link.now()
+        return self._link.engine.now()
 
     def listen(self, wake: Callable[[], None]) -> None:
         def heard(proxy: str) -> None:
@@ -203,7 +203,7 @@ class FleetState:
                 wake()
 
         if self._listener is None:
-            self._listener = self._link.listen(heard)
+            self._listener = self._link.engine.listen(heard)
 
     def changed(self, *, wall_now: float) -> News:
         rows, is_news = self._look()
@@ -347,7 +347,7 @@ class FleetState:
         with contextlib.suppress(StoreError):
             self._proxies.leave()
         self.requests.close()
-        self._link.close()
+        self._link.engine.close()
 
     # -- what is in a row
 
