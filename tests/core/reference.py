@@ -10,6 +10,7 @@ from account_pool.core.cooldown import covers
 from account_pool.core.headroom import Window
 from account_pool.core.lease import RequestFacts
 from account_pool.core.pool import Pool
+from account_pool.core.selection import MOST_AT_ONCE
 from tests.core.generated import cooling
 
 
@@ -132,7 +133,7 @@ class Reference:
             case "least-recent":
                 return (member.last_used, member.added)
             case "fill-first":
-                return (member.account.label,)
+                return (member.in_flight // MOST_AT_ONCE, member.account.label)
             case "soonest-reset":
                 long = [
                     (w.length_s or w.reset_at - w.told_at, w.reset_at)

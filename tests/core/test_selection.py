@@ -14,7 +14,7 @@ from account_pool.core.headroom import UNKNOWN, Window
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Scope
 from account_pool.core.pool import Pool
-from account_pool.core.selection import POLICIES
+from account_pool.core.selection import MOST_AT_ONCE, POLICIES
 from account_pool.core.state import AccountState
 from tests.core.helpers import (
     FACTS,
@@ -224,6 +224,17 @@ def test_fill_first_stays_until_it_cannot_serve() -> None:
     pool.health.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
     assert served(pool, 2, now=1.0) == ["b", "b"]
     assert served(pool, 1, now=10.0) == ["a"]
+
+
+def test_fill_first_spreads_what_is_in_flight_at_once_over_accounts_of_one_priority() -> None:
+    pool = pool_of("b", "a", account("c", priority=1), strategy="fill-first")
+    held = [pool.acquire(FACTS, now=0.0) for _ in range(2 * MOST_AT_ONCE + 2)]
+    # All that is on an account when it reaches its limit is refused.
+    assert [lease.key.label for lease in held] == ["a"] * 6 + ["b"] * 6 + ["a"] * 2
+    pool.release(held[0], None, now=1.0)
+    pool.release(held[6], None, now=1.0)
+    pool.release(held[7], None, now=1.0)
+    assert served(pool, 2, now=1.0) == ["b", "b"]
 
 
 # -- most-headroom: the largest known remaining share, soonest reset among equals

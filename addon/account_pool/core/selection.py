@@ -291,13 +291,20 @@ class SoonestReset(_ByHeadroom):
         return (asked, reset_at, state.last_used)
 
 
-class FillFirst(_Ranked):
-    """Lowest priority number, then label: one account until it cannot serve."""
+#: Requests in flight on an account of `fill-first` while another of its priority has fewer: all
+#: that are out when it reaches its limit are refused (`python -m benchmarks.storm`).
+MOST_AT_ONCE = 6
 
-    by_use = False
+
+class FillFirst(_Ranked):
+    """Lowest priority number, then label: one account until it cannot serve, or is busy.
+
+    Busy: it has MOST_AT_ONCE requests in flight, and the next one fewer than as many again.
+    """
 
     def rank(self, state: AccountState, model: str | None) -> Rank:
-        return (state.account.label,)
+        in_flight = state.in_flight + state.in_flight_remote
+        return (in_flight // MOST_AT_ONCE, state.account.label)
 
 
 class _Cursor(Struct):
