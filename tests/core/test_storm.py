@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from account_pool.core import selection
 from benchmarks.storm.__main__ import WAYS, run, spread
+
+from account_pool.core import selection
 
 FLEET = {"seed": 3, "agents": 100, "seconds": 300.0}
 
