@@ -58,7 +58,7 @@ from account_pool.proxy.headers import Fields, IndexedHeaders, is_interim
 MAX_HEAD_BYTES = 256 * 1024
 
 #: Of a connection to a server and what came on it: may that go to the client as it is?
-Relay = Callable[[Http1Client, bytes], bool]
+Relay = Callable[[Http1Client, bytes], object]
 
 _T = TypeVar("_T", http.Request, http.Response)
 #: A message and the length of its body, as `http1.expected_http_body_size` tells it.

@@ -379,7 +379,7 @@ async def test_long_pieces_come_whole_where_they_take_the_short_way() -> None:
     async with passing(echo, STEPS["direct"], make=Noting) as (proxy, _reader, writer):
         io = proxy.handler.transports[proxy.handler.client]
         queue = proxy.handler.server_event.__self__
-        queue.way = SimpleNamespace(run=queue.hand_on)
+        queue.way = SimpleNamespace(run=queue.hand_on, copying=None)
         protocol = io.writer.transport.get_protocol()
         asyncio.get_running_loop().call_soon(lambda: protocol.data_received(bytes(200_000)))
         came = proxy.handler.layer.came

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -24,13 +24,14 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.proxy.tunnel import TunnelState
-from mitmproxy.test import taddons, tflow
+from mitmproxy.test import taddons, tflow, tutils
 from OpenSSL import SSL
 
 from account_pool.config.options import FAST_STEPS
 from account_pool.proxy.fast import short, steps
 from account_pool.proxy.fast.handler import HookTable, put_into
 from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.flow_view import BodyCopy
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.tunnels import take_tls
 from tests.patience import PATIENCE_S
@@ -329,6 +330,144 @@ async def test_what_is_relayed(tunnels) -> None:
     assert [name for name, data in tunnel.said if data == b"whole"] == ["client"] + ["server"] * 2
 
 
+def pause(tunnel: Tunnel, layer: Any) -> None:
+    layer._paused = Paused(commands.Log("never answered"), iter(()))
+
+
+MEANWHILE = {
+    "the layer of the mode is another one": lambda t: setattr(t.handler, "layer", t.outer),
+    "another addon handles its events": lambda t: setattr(
+        t.handler.layer, "handle_event", t.handler.layer.handle_event
+    ),
+    "TLS to the server begins anew": lambda t: setattr(
+        t.server_tls, "tunnel_state", TunnelState.ESTABLISHING
+    ),
+    "TLS to the client is over": lambda t: setattr(
+        t.client_tls, "tunnel_state", TunnelState.CLOSED
+    ),
+    "somebody is to be told of a suspend": lambda t: setattr(t.outer, "doubts", (1,)),
+    "the mode waits": lambda t: pause(t, t.handler.layer),
+    "the layer of the CONNECT waits": lambda t: pause(t, t.outer),
+    "its stream waits": lambda t: pause(t, t.stream),
+    "TLS to the server waits": lambda t: pause(t, t.server_tls),
+    "TLS to the client waits": lambda t: pause(t, t.client_tls),
+}
+
+
+class Socket:
+    """A transport; what is written to it goes to *writer*."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.write, self.unsent, self.closing = writer.write, 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return 10, 20
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+@pytest.fixture
+async def copying(tunnels) -> AsyncIterator[Tunnel]:
+    """One whose server streams: the first chunk of its response is through."""
+    tunnel = tunnels[1]
+    tunnel.socket = Socket(tunnel.alice.writer)
+    writer = asyncio.StreamWriter(tunnel.socket, None, None, asyncio.get_running_loop())
+    tunnel.handler.transports[tunnel.client].writer = writer
+    flow = tunnel.stream.flow
+    flow.response.headers["transfer-encoding"] = "chunked"
+    tunnel.copy = BodyCopy("", flow.response.headers.fields)
+    streams = SimpleNamespace(copy=tunnel.copy, flow=flow)
+    end = SimpleNamespace(is_chunked=True, relay=lambda _server, data: streams if data else None)
+    tunnel.http.connections[tunnel.server] = SimpleNamespace(child_layer=end)
+    tunnel.receive(tunnel.server, tunnel.bob.says(b"1\r\n1\r\n"))
+    end.relay = lambda _server, _data: None
+    yield tunnel
+    tunnel.socket.closing = True
+
+
+def came(tunnel: Tunnel, data: bytes) -> events.DataReceived:
+    return events.DataReceived(tunnel.server, tunnel.bob.says(data))
+
+
+async def test_chunks_that_follow_on_chunks_are_no_events(copying) -> None:
+    way = copying.queue.way
+    for text in (b"1\r\n2\r\n", b"1\r\n3\r\n2\r\n45\r\n"):
+        assert way.copied(came(copying, text)) is None
+    assert copying.alice.heard == b"1\r\n1\r\n1\r\n2\r\n1\r\n3\r\n2\r\n45\r\n"
+    assert (bytes(copying.copy.head), copying.said) == (b"2345", [])
+    assert not way.is_unsent()
+    copying.socket.unsent = 11
+    assert way.is_unsent()
+    copying.socket.unsent, copying.socket.closing = 0, True
+    assert way.is_unsent()
+    assert way.copied(came(copying, b"1\r\n6\r\n")) is None
+    assert copying.alice.heard == b""
+
+
+async def test_what_are_no_whole_chunks_is_an_event(copying) -> None:
+    for text in (b"half", b"0\r\n\r\n"):
+        event = copying.queue.way.copied(came(copying, text))
+        assert event is not None
+        copying.queue.handle(event)
+        copying.receive(copying.server, copying.bob.says(b"1\r\n2\r\n"))  # no more of them
+    said = [data for _, data in copying.said]
+    assert said == [b"half", b"1\r\n2\r\n", b"0\r\n\r\n", b"1\r\n2\r\n"]
+    assert copying.alice.heard == b"1\r\n1\r\n"
+
+
+async def test_an_end_behind_chunks_is_an_event(copying) -> None:
+    data = copying.bob.says(b"1\r\n2\r\n") + copying.bob.ends()
+    event = copying.queue.way.copied(events.DataReceived(copying.server, data))
+    copying.queue.handle(event)
+    assert copying.said[:2] == [("server", b"1\r\n2\r\n"), ("server", b"ended")]
+
+
+SINCE = {
+    "the layer of the mode is another one": MEANWHILE["the layer of the mode is another one"],
+    "another addon handles its events": MEANWHILE["another addon handles its events"],
+    "somebody is to be told of a suspend": MEANWHILE["somebody is to be told of a suspend"],
+    "somebody inside, too": lambda t: setattr(t.http, "doubts", (1,)),
+    "another addon answers": lambda t: setattr(t.stream.flow, "response", tutils.tresp()),
+    "another addon changes the head": lambda t: t.stream.flow.response.headers.update(x="1"),
+    "the client says something": lambda t: t.tell(b"echo"),
+    "the client leaves": lambda t: t.queue.handle(events.ConnectionClosed(t.client)),
+    "time passes": lambda t: t.queue.handle(events.Wakeup(commands.RequestWakeup(1))),
+}
+
+
+@pytest.mark.parametrize("what", SINCE)
+async def test_chunks_are_events_again_when_something_has_happened(copying, what: str) -> None:
+    SINCE[what](copying)
+    event = came(copying, b"1\r\n2\r\n")
+    assert copying.queue.way.copied(event) is event
+    assert bytes(copying.copy.head) == b""
+
+
+@pytest.mark.parametrize("error", [SSL.Error, MemoryError])
+async def test_chunks_that_cannot_be_sent_end_the_connection(
+    copying, monkeypatch, caplog, error: type[Exception]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    event = came(copying, b"1\r\n2\r\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(short, "write", fails)
+        assert copying.queue.way.copied(event) is None
+    closed = copying.client if error is SSL.Error else copying.server
+    assert closed.state is ConnectionState.CLOSED
+    assert copying.queue.way.is_unsent()
+    assert copying.queue.way.copied(event) is event
+
+
+async def test_a_writer_of_another_kind_gets_events(tunnels) -> None:
+    assert tunnels[1].queue.way._copying_of(tunnels[1].stream) is None
+
+
 async def test_a_connection_that_was_opened_meanwhile(tunnels) -> None:
     """What comes of it goes either way, whichever one asked for it."""
     seen = []
@@ -395,30 +534,6 @@ async def test_what_fails_unexpectedly_ends_the_connection(
     lines = [message for message in caplog.messages if "connection closed" in message]
     assert len(lines) == 2
     assert all("MemoryError" in line for line in lines)
-
-
-def pause(tunnel: Tunnel, layer: Any) -> None:
-    layer._paused = Paused(commands.Log("never answered"), iter(()))
-
-
-MEANWHILE = {
-    "the layer of the mode is another one": lambda t: setattr(t.handler, "layer", t.outer),
-    "another addon handles its events": lambda t: setattr(
-        t.handler.layer, "handle_event", t.handler.layer.handle_event
-    ),
-    "TLS to the server begins anew": lambda t: setattr(
-        t.server_tls, "tunnel_state", TunnelState.ESTABLISHING
-    ),
-    "TLS to the client is over": lambda t: setattr(
-        t.client_tls, "tunnel_state", TunnelState.CLOSED
-    ),
-    "somebody is to be told of a suspend": lambda t: setattr(t.outer, "doubts", (1,)),
-    "the mode waits": lambda t: pause(t, t.handler.layer),
-    "the layer of the CONNECT waits": lambda t: pause(t, t.outer),
-    "its stream waits": lambda t: pause(t, t.stream),
-    "TLS to the server waits": lambda t: pause(t, t.server_tls),
-    "TLS to the client waits": lambda t: pause(t, t.client_tls),
-}
 
 
 @pytest.mark.parametrize("what", MEANWHILE)

@@ -296,8 +296,16 @@ _KEEPS_REF = "keep_ref" in inspect.signature(asyncio_utils.create_task).paramete
 class Way(Protocol):
     """Another way for events than through all layers."""
 
+    #: what `copied` goes on with; None: each event is to be handled
+    copying: Any
+
     def run(self, event: events.Event) -> None:
         """Handle *event*; raises nothing."""
+
+    def copied(self, event: events.DataReceived) -> events.Event | None:
+        """Handle what no layer need see; else return what is to be handled. Raises nothing."""
+
+    def is_unsent(self) -> bool: ...
 
 
 class EventQueue:
@@ -539,24 +547,27 @@ class _Received:
 
     def data_received(self, data: bytes) -> None:
         """Hand *data* to the layers; into the buffer what comes before its turn."""
-        at, size = 0, len(data)
-        # The short way has no use for pieces: what comes there is encrypted.
-        most = READ_BYTES if self._queue.way is None else size
-        while at < size:
+        at = 0
+        while at < len(data):
             # Its task waits for data: there is none before this, and it was not cancelled.
             waiter = self._reader._waiter
             if waiter is None or waiter.done() or asyncio.current_task() is not None:
                 self._put(data[at:])
                 return
-            piece = bytes(data[at : at + most])
-            at += len(piece)
-            # Hooks find the task of the connection, as where it does this by itself.
-            asyncio.tasks._enter_task(self._loop, self._task)
-            try:
-                self._queue.handle(events.DataReceived(self._connection, piece), self._context)
-            finally:
-                asyncio.tasks._leave_task(self._loop, self._task)
-            if self._is_unsent():
+            way = self._queue.way
+            # The short way has no use for pieces: what comes there is encrypted.
+            end = at + READ_BYTES if way is None else len(data)
+            came = events.DataReceived(self._connection, bytes(data[at:end]))
+            at = end
+            event = came if way is None or way.copying is None else way.copied(came)
+            if event is not None:
+                # Hooks find the task of the connection, as where it does this by itself.
+                asyncio.tasks._enter_task(self._loop, self._task)
+                try:
+                    self._queue.handle(event, self._context)
+                finally:
+                    asyncio.tasks._leave_task(self._loop, self._task)
+            if self._is_unsent() if way is None or event is not None else way.is_unsent():
                 self._owes_drain = True
                 self._reader._wakeup_waiter()
 
@@ -572,18 +583,16 @@ class _Received:
                 return data
 
     def _is_unsent(self) -> bool:
-        """Say whether a drain may wait for somebody, or find somebody gone."""
         for io in self._queue.handler.transports.values():
-            writer = io.writer
-            if writer is None:
-                continue
-            if type(writer) is not asyncio.StreamWriter:
-                return True
-            transport = writer.transport
-            if unsent := transport.get_write_buffer_size():
-                low, _high = transport.get_write_buffer_limits()
-                if unsent > low:
-                    return True
-            if transport.is_closing():
+            if (writer := io.writer) is not None and (
+                type(writer) is not asyncio.StreamWriter or is_unsent(writer.transport)
+            ):
                 return True
         return False
+
+
+def is_unsent(transport: asyncio.WriteTransport) -> bool:
+    """Say whether a drain may wait for who reads from *transport*, or find them gone."""
+    unsent = transport.get_write_buffer_size()
+    limit = transport.get_write_buffer_limits()[0] if unsent else 0
+    return unsent > limit or transport.is_closing()

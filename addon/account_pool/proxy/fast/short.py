@@ -21,19 +21,22 @@ chunked body is taken out of its frame, handed from the server's connection to i
 from there to the client's connection, and put into a frame like the one it came in. Where a
 read has brought whole chunks and nothing else, they go to the client as they are, once the
 stream has taken its copy of what is in them. Anything else is read as ever: a chunk in parts,
-the last one, extensions, and all while the stream waits for something.
+the last one, extensions, and all while the stream waits for something. As long as chunks
+follow on chunks, none of them is an event: the layers are as the one before has left them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import threading
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from h11._readers import ChunkedReader
 from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
@@ -42,10 +45,15 @@ from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
+from msgspec import Struct
 from OpenSSL import SSL
 
-from account_pool.proxy.fast.handler import EventQueue
+from account_pool.proxy.fast.handler import EventQueue, is_unsent
 from account_pool.proxy.fast.known import digest
+
+if TYPE_CHECKING:
+    from account_pool.proxy.flow_view import BodyCopy
+    from account_pool.proxy.headers import Fields
 
 #: Sources that the short way stands in for: mitmproxy 11.0.2 to 11.1.3, and 12.0 to 12.3.1.
 KNOWN_LAYERS = frozenset({"54335298", "59ee6c37"})
@@ -66,8 +74,54 @@ class Tls(Protocol):
     def end(self) -> CommandGenerator[None]: ...
 
 
+class Decrypted(events.DataReceived):
+    """What came on a connection, and what `read` has returned of it."""
+
+    def __init__(self, came: events.DataReceived, plain: bytes, error: SSL.Error | None) -> None:
+        super().__init__(came.connection, came.data)
+        self.plain, self.error = plain, error
+
+
+class Session(Struct, eq=False):
+    """The parts of a connection of pyOpenSSL's, which takes longer to find them."""
+
+    _ssl: Any
+    _into_ssl: Any
+    _from_ssl: Any
+    _raise_ssl_error: Callable[[Any, int], None]
+
+    @classmethod
+    def of(cls, tls: Any) -> Session:
+        return cls(tls._ssl, tls._into_ssl, tls._from_ssl, tls._raise_ssl_error)
+
+
+class Copying(Struct, eq=False):
+    """A response of which whole chunks come.
+
+    Attributes:
+        connection: to its server.
+        server, client: what decrypts and encrypts.
+        transport: to the client.
+        copy: what is kept of its body.
+        flow, response, framed_by: whose it is, and that it comes in chunks; others may change that.
+    """
+
+    connection: Connection
+    server: Session
+    client: Session
+    transport: asyncio.WriteTransport
+    copy: BodyCopy
+    flow: HTTPFlow
+    response: Response
+    framed_by: Fields
+
+
 class Short:
-    """Stands in for all layers of one client but the HTTP layer *http*."""
+    """Stands in for all layers of one client but the HTTP layer *http*.
+
+    Attributes:
+        copying: what the last event has brought chunks of.
+    """
 
     def __init__(self, queue: EventQueue, http: HttpLayer, stream: HttpStream, *ends: Tls) -> None:
         self._queue, self._stream, self._handler = queue, stream, queue.handler
@@ -76,9 +130,71 @@ class Short:
         self._client, self._server = http.context.client, http.context.server
         self._top = self._handler.layer
         self._outer: Any = http.context.layers[1]
+        self.copying: Copying | None = None
+
+    def copied(self, event: events.DataReceived) -> events.Event | None:
+        """Copy *event* to the client, as the chunks before it were.
+
+        None: done. Otherwise the event that is to be handled instead. Raises nothing.
+        """
+        at = self.copying
+        if (
+            at is None
+            or at.connection is not event.connection
+            or self._handler.layer is not self._top
+            or "handle_event" in self._top.__dict__
+            or self._outer.doubts
+            or self._http.doubts
+            or at.flow.response is not at.response
+            or at.response.data.headers.fields is not at.framed_by
+        ):
+            return event
+        self._handler.timeout_watchdog.register_activity()
+        try:
+            plain, error = read(at.server, event.data)
+            found = chunks(plain) if error is None else None
+            if not found:
+                return Decrypted(event, plain, error)
+            if answer := pending(at.server):
+                self._queue.carry_out(commands.SendData(event.connection, answer))
+            for piece in found:
+                at.copy.add(piece)
+            for part in pieces(plain):
+                sent = write(at.client, part)
+                if not at.transport.is_closing():
+                    at.transport.write(sent)
+        except SSL.Error:
+            self.copying = None
+            self._run(self._client_tls.end())
+        except Exception as error:
+            self.copying = None
+            self._break_off(event, error)
+        return None
+
+    def is_unsent(self) -> bool:
+        """Say whether what was copied last waits for its client, or has none any more."""
+        return self.copying is None or is_unsent(self.copying.transport)
+
+    def _copying_of(self, stream: Any) -> Copying | None:
+        """Return what copies the chunks of *stream* that follow; None where each is an event."""
+        io = self._handler.transports.get(self._client)
+        writer: Any = None if io is None else io.writer
+        if type(writer) is not asyncio.StreamWriter or {"write", "is_closing"} & {*vars(writer)}:
+            return None
+        return Copying(
+            self._server,
+            Session.of(self._server_tls.tls),
+            Session.of(self._client_tls.tls),
+            writer.transport,
+            stream.copy,
+            stream.flow,
+            stream.flow.response,
+            stream.copy.framed_by,
+        )
 
     def run(self, event: events.Event) -> None:
         """Handle *event*, by either way. Raises nothing."""
+        self.copying = None
         self._handler.timeout_watchdog.register_activity()
         try:
             done = self.handle(event)
@@ -98,6 +214,9 @@ class Short:
 
     def handle(self, event: events.Event) -> bool:
         """Handle *event* if it may come this way; return whether it did."""
+        if type(event) is Decrypted:
+            self._receive_plain(self._server_tls, event.connection, event.plain, event.error)
+            return True
         if self._client_tls.tunnel_state is not TunnelState.OPEN or not self._is_as_begun():
             return False
         if type(event) is events.DataReceived:
@@ -145,12 +264,13 @@ class Short:
             return False
         if tunnel.is_over:
             return False
-        self._decrypt(tunnel, connection, event.data)
+        self._receive_plain(tunnel, connection, *read(tunnel.tls, event.data))
         return True
 
-    def _decrypt(self, tunnel: Tls, connection: Connection, data: bytes) -> None:
+    def _receive_plain(
+        self, tunnel: Tls, connection: Connection, plain: bytes, error: SSL.Error | None
+    ) -> None:
         """Do as `EndingTls.receive_data`."""
-        plain, error = read(tunnel.tls, data)
         ended = isinstance(error, SSL.ZeroReturnError)
         if error is not None and not ended:
             self._carry_out(error_log(error))
@@ -163,9 +283,11 @@ class Short:
             and getattr(server, "is_chunked", False)
             and server.relay is not None
             and not self._http.doubts
-            and server.relay(server, plain)
+            and (stream := server.relay(server, plain))
         ):
             self._send(self._client, plain)
+            if error is None:
+                self.copying = self._copying_of(stream)
             plain = b""
         if plain:
             self._http.drive(events.DataReceived(connection, plain), self._carry_out)
@@ -260,6 +382,8 @@ def can_use(tls: object) -> bool:
 
 if knows_openssl():
     _lib, _from_buffer, _buffer = _SSL._lib, _SSL._ffi.from_buffer, _Buffer()
+    _bio_read, _bio_write = _lib.BIO_read, _lib.BIO_write
+    _ssl_read, _ssl_write = _lib.SSL_read, _lib.SSL_write
     _WANT_READ, _ENDED = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN
 
 
@@ -269,15 +393,17 @@ def read(tls: Any, data: bytes) -> tuple[bytes, SSL.Error | None]:
     Beside it, what keeps more from coming: None for a mere wait, `SSL.ZeroReturnError` for
     an end in good order.
     """
-    if data and _lib.BIO_write(tls._into_ssl, data, len(data)) != len(data):
+    if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):
         raise MemoryError("OpenSSL takes no more")
     ssl, start = tls._ssl, _buffer.start
     parts, at = [], 0
-    while (count := _lib.SSL_read(ssl, start + at if at else start, _BUFFER_BYTES - at)) > 0:
+    count = _ssl_read(ssl, start, _BUFFER_BYTES)
+    while count > 0:
         at += count
         if at > _BUFFER_BYTES - _RECORD_BYTES:
             parts.append(_buffer.bytes[:at])
             at = 0
+        count = _ssl_read(ssl, start + at, _BUFFER_BYTES - at)
     error = _lib.SSL_get_error(ssl, count)
     plain: bytes = _buffer.bytes[:at] if at else b""
     if parts:
@@ -295,7 +421,7 @@ def _error(tls: Any, result: int) -> SSL.Error:
 
 def pending(tls: Any) -> bytes:
     """Return what OpenSSL has to say to the peer."""
-    count = _lib.BIO_read(tls._from_ssl, _buffer.start, _BUFFER_BYTES)
+    count = _bio_read(tls._from_ssl, _buffer.start, _BUFFER_BYTES)
     if count <= 0:
         return b""
     found: bytes = _buffer.bytes[:count]
@@ -315,10 +441,10 @@ def write(tls: Any, data: bytes | memoryview) -> bytes:
 
     As in mitmproxy, what is said to a peer that has ended is lost. Raises SSL.Error.
     """
-    lent, size, at = _from_buffer(data), len(data), 0
-    ssl = tls._ssl
+    size, at, ssl = len(data), 0, tls._ssl
+    lent = data if type(data) is bytes else _from_buffer(data)
     while at < size:
-        count = _lib.SSL_write(ssl, lent + at, size - at)
+        count = _ssl_write(ssl, _from_buffer(data) + at if at else lent, size - at)
         if count <= 0:
             error = _error(tls, count)
             if isinstance(error, SSL.ZeroReturnError | SSL.SysCallError):
@@ -364,12 +490,12 @@ def chunks(data: bytes) -> list[bytes] | None:
     return found
 
 
-def relayed(http: Streams, server: Http1Client, data: bytes) -> bool:
-    """Say whether *data*, which came on *server*, goes to the client as it is; copy what does."""
+def relayed(http: Streams, server: Http1Client, data: bytes) -> HttpStream | None:
+    """Return whose *data*, which came on *server*, goes to the client as it is; copy what does."""
     stream: Any = http.streams.get(server.stream_id or 0)
     copy = getattr(stream, "copy", None)
     if copy is None or stream._paused is not None or stream.usage_filter is not None:
-        return False
+        return None
     reader: Any = server.body_reader
     if (
         server.buf
@@ -380,7 +506,7 @@ def relayed(http: Streams, server: Http1Client, data: bytes) -> bool:
         or reader._reading_trailer
         or getattr(server.state, "__func__", None) is not Http1Connection.read_body
     ):
-        return False
+        return None
     ours = http.connections[http.context.client]
     if (
         getattr(type(ours), "send", None) is not Http1Server.send
@@ -389,14 +515,14 @@ def relayed(http: Streams, server: Http1Client, data: bytes) -> bool:
         # HTTP/1 looks at them for each piece; nobody has changed them since it began.
         or copy.framed_by is not ours.response.headers.fields
     ):
-        return False
+        return None
     pieces = chunks(data)
     if not pieces:
-        return False
+        return None
     stream.heard = True
     for piece in pieces:
         copy.add(piece)
-    return True
+    return cast(HttpStream, stream)
 
 
 # -- what is known
