@@ -44,6 +44,14 @@ HOUR, DAY = 3600, 86400
         ("Please wait 52220 seconds before retrying.", 52220),
         ("Claude AI usage limit reached|1790848860", 60),
         ("try again in 5 hours", 5 * HOUR),
+        # what else stands between the word and the time
+        ("Please retry your request after 30 seconds.", 30),
+        ("Please retry the request in 20s", 20),
+        ("Please retry your request after Thu, 01 Oct 2026 10:20:00 GMT.", 1200),
+        ("Rate limit resets in: 00:45:10", 2710),
+        ("Rate limited; resets_at=2026-10-01T10:20:00Z", 1200),
+        ("This request took 30 seconds", None),
+        ("Retry this request with 30 messages", None),
         # Chinese
         ("已达到 5 小时的使用上限。您的限额将在 2026-10-01 12:00:00 重置。", 2 * HOUR),
         ("您的配额将于2026年10月1日12:00重置", 2 * HOUR),

@@ -187,6 +187,7 @@ def windows(one: float, two: float, family: str = "codex", /, **ends: int) -> di
         (429, {"x-codex-active-limit": "Image_Gen", **windows(100, 4, "image-gen", primary=70), **windows(1, 1, primary=9)}, spent(), "quota account+model 70"),
         # a plan or an account that will not do
         (429, {}, {"error": {"type": "usage_not_included"}}, "forbidden_account account -"),
+        (429, {}, {"error": {"type": "usage_not_included", "message": "This model is not included in your current plan"}}, "forbidden_account account+model -"),
         (402, {}, {"detail": {"code": "deactivated_workspace"}}, "forbidden_account account -"),
         (401, {}, {"error": {"code": "account_deactivated"}}, "forbidden_account account -"),
         (400, {}, {"detail": "The 'gpt-5-pro' model is not supported when using Codex with a ChatGPT account."}, "forbidden_account account+model -"),

@@ -246,6 +246,7 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("gateway", 400, E("Invalid API key format in tool 'weather'"), REQ),
     ("gateway", 400, E("API key must be a string"), REQ),
     ("copilot", 429, "too many requests", f"{Q} 43200", {"x-ratelimit-exceeded": "copilot-chat:global-cogs-7-day-key:userID:pro"}),
+    ("cohere", 429, {"message": "You are past the per month request limit for this model, please wait and try again later."}, QM),
     # what belongs to the vendor or to the settings of the account
     ("gemini", 499, {"error": {"code": 499, "message": "The operation was cancelled.", "status": "CANCELLED"}}, S),
     ("gemini-cli", 429, {"error": {"code": 429, "message": "Individual quota reached.", "details": [{"quotaResetDelay": "1h27m36s"}]}}, f"{Q} 5256"),

@@ -252,7 +252,8 @@ _WEIGHT = (
 
 _PERIOD = (
     r"(?:(?:5|five|one|two|seven|\d{1,3})[- ]?(?:hours?|hrs?|h|days?|d|weeks?|months?)\b"
-    r"|session|hourly|daily|weekly|monthly|yearly|annual|billing (?:cycle|period)|per[- ]day"
+    r"|session|hourly|daily|weekly|monthly|yearly|annual|billing (?:cycle|period)"
+    r"|per[- ](?:day|week|month)"
     r"|today'?s|this (?:week|month)'?s)"
 )
 _LIMIT = r"(?:limits?|caps?|quotas?|allowances?|allotments?|budgets?|windows?|thresholds?|max)"
@@ -350,7 +351,8 @@ _PAY = LazyPattern(
     _I,
 )
 _PLAN_SPENT = LazyPattern(
-    rf"\b{_SPENDING}\s+(?:.{{0,80}}?[\s(/-])?{_PLAN}\b|\bover (?:your |the |its )?{_PLAN}\b"
+    rf"\b{_SPENDING}\s+(?:.{{0,80}}?[\s(/-])?{_PLAN}\b"
+    rf"|\b(?:over|past) (?:your |the |its )?{_PLAN}\b"
     rf"|\b{_PLAN}\b.{{0,80}}?\b{_AUX}{_SPENT}\b|\bno quota\b"
     rf"|\ball\b.{{0,40}}?\b{_PLAN}\b.{{0,40}}?\b{_AUX}used\b"
     r"|\byou(?:'ve| have)? (?:just )?(?:reached|hit|exceeded) your .{0,40}?\blimits?\b"
@@ -410,7 +412,7 @@ _RATE = LazyPattern(
     _I,
 )
 _CAPACITY = LazyPattern(
-    r"\b(?:engine|model|server|service|system)s? (?:is |are |may be |might be )?"
+    r"^overloaded\b|\b(?:engine|model|server|service|system)s? (?:is |are |may be |might be )?"
     r"(?:currently |temporarily )*(?:overload(?:ed)?|busy|at capacity|unavailable)\b"
     r"|\bexperiencing high (?:traffic|demand|load)\b"
     r"|\bhigh (?:traffic|demand)\b.{0,30}\bright now\b"

@@ -28,13 +28,15 @@ _I = re.IGNORECASE
 # -- what announces a time
 
 _LEAD = LazyPattern(
-    r"\breached\||\b(?:again|retry|retrying|wait|resets?|refresh(?:es|ed)?|access|available"
+    r"\breached\||\b(?:again|retry|retrying|wait|resets?(?:_(?:at|in|time))?|refresh(?:es|ed)?"
+    r"|access|available"
     r"|renew(?:s|ed)?|replenished|restored|resumes?|lifted|unlocks?|cool[- ]?down(?: period)?"
     # Words that mean something else without what follows.
     r"|back(?=\s(?:after|at|by|in|on|tomorrow)\b)|allowed(?=\s(?:after|again|at|from|until)\b)"
     r"|(?:blocked|limited|locked|paused|restricted|throttled|unavailable)(?=\suntil\b))\b"
     r"(?:[\s:,~·]{1,3}(?:in|after|for|at|on|by|from|least|less|than|about|around|approximately"
-    r"|another|until|within|the|next|again|will|be|is|time)\b){0,6}[\s:,~·]{0,3}",
+    r"|another|until|within|the|next|again|will|be|is|time|your|this|requests?|it)\b){0,6}"
+    r"[\s:=,~·]{0,3}",
     _I,
 )
 # A header that is quoted, or its name in a sentence: "retry_after: 30", "Retry after 30."
@@ -128,7 +130,7 @@ def _english(
         yield found.start(), believable(float(found["seconds"]))
     for lead in _LEAD.compiled.finditer(text):
         rest = text[lead.end() : lead.end() + _MAX_TIME_CHARS]
-        if lead[0].rstrip().lower().endswith(" in") and (found := _COUNTDOWN.match(rest)):
+        if lead[0].rstrip(" :").lower().endswith(" in") and (found := _COUNTDOWN.match(rest)):
             yield lead.start(), _countdown(found)
             return
         if found := _DURATION.match(rest):

@@ -340,6 +340,8 @@ RULES = rules(
         status={401, 403, 429}, when=lambda facts: facts.edge),
     Rule("flagged content", REQUEST_ERROR, words={"cyber_policy", "bio_policy"},
         source="router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
+    Rule("not a model of this plan", FORBIDDEN_ACCOUNT, MODEL, words={"usage_not_included"},
+        when=lambda facts: facts.about_model, source="Codex 429, quoted by its clients' tests"),
     Rule("the plan has no Codex", FORBIDDEN_ACCOUNT, words={"usage_not_included"}),
     Rule("the workspace or account is closed", FORBIDDEN_ACCOUNT,
         words={"deactivated_workspace", "workspace_deactivated"},
