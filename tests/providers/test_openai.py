@@ -150,6 +150,9 @@ def test_everything_that_may_carry_the_clients_credential_is_dropped() -> None:
         (None, {"error": "x"}, Verdict.REFUSE),
         (None, None, Verdict.COMMIT),  # [DONE]
         (None, [], Verdict.COMMIT),
+        (None, [{"error": {"code": 503}}], Verdict.REFUSE),  # Google's dialect
+        (None, [{"error": None}], Verdict.COMMIT),
+        (None, {"object": "error", "message": "x", "code": 500}, Verdict.REFUSE),  # vLLM
         # whole bodies
         (None, {"object": "response", "error": None}, Verdict.COMMIT),
         (None, {"object": "response", "status": "failed", "error": {"code": 1}}, Verdict.REFUSE),

@@ -246,6 +246,17 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("gateway", 400, E("Invalid API key format in tool 'weather'"), REQ),
     ("gateway", 400, E("API key must be a string"), REQ),
     ("copilot", 429, "too many requests", f"{Q} 43200", {"x-ratelimit-exceeded": "copilot-chat:global-cogs-7-day-key:userID:pro"}),
+    # failures inside a success: vLLM's and Mistral's objects, a status as a code, a list
+    ("openai", 200, {"object": "error", "message": "x", "type": "InternalServerError", "code": 500}, S),
+    ("gateway", 200, {"object": "error", "message": "maximum context length", "type": "BadRequestError", "code": 400}, REQ),
+    ("gateway", 200, {"code": 401, "msg": "not logged in", "data": None}, AI),
+    ("gateway", 200, {"status": "error", "message": "Rate limit exceeded"}, R),
+    ("gateway", 200, [E("x", "rate_limit_error", 429)], R),
+    ("gateway", 200, {"type": "error", "message": "overloaded"}, OL),
+    ("openai", 200, {"object": "list", "data": [{"object": "error"}]}, OK),
+    ("gateway", 200, {"object": "batch", "id": "b", "status": "failed", "errors": {"data": []}}, OK),
+    ("gateway", 200, {"code": 200, "msg": "rate limit", "data": {"x": 1}}, OK),
+    ("gateway", 200, {"code": 400, "message": "x", "choices": [{"message": {"content": "y"}}]}, OK),
     ("cohere", 429, {"message": "You are past the per month request limit for this model, please wait and try again later."}, QM),
     # what belongs to the vendor or to the settings of the account
     ("gemini", 499, {"error": {"code": 499, "message": "The operation was cancelled.", "status": "CANCELLED"}}, S),

@@ -366,18 +366,26 @@ def is_failure(value: Mapping[str, Any]) -> bool:
     """Say whether an object inside a success is a refusal although it has no `error`.
 
     `base_resp` and `header` say so by their codes, `Response` by an `Error`, an `error_code`
-    by its name; of a flat `{"code", "msg"}` only a known meaning does.
+    by its name; a flat `{"code", "msg"}` by the status that is its code, or by a known meaning.
     """
     for name, code in _RESULTS:
         if not _is_fine(members(value.get(name)).get(code)):
             return True
     named = any(not _is_fine(value.get(key)) for key in _ERROR_CODES)
-    if not named and value.get("success") is not False and _is_fine(value.get("code")):
+    named = named or value.get("success") is False or _says_so(value)
+    if not named and _is_fine(value.get("code")):
         return False
     if any(value.get(key) for key in _CONTENT):
         return False
-    named = named or value.get("success") is False
     return named or read_facts(UpstreamResponse(status=200, payload=value)).meaning is not None
+
+
+def _says_so(value: Mapping[str, Any]) -> bool:
+    """Say whether a sentence stands beside a code or status that is an error's."""
+    if not isinstance(value.get("message") or value.get("msg"), str):
+        return False
+    failed = value.get("status") in ("error", "fail", "failure")
+    return failed or _ERROR_STATUS.fullmatch(str(value.get("code"))) is not None
 
 
 def _is_fine(code: object) -> bool:

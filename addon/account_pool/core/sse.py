@@ -32,12 +32,13 @@ _JSON_MARK = re.compile(rb'["\\{}\[\]]')
 _STRING_MARK = re.compile(rb'["\\]')
 # An object without such a member cannot be an error envelope, whatever its size.
 # `"error":null` is part of every good answer of OpenAI's Responses API.
-HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"type"\s*:\s*"error"')
+HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"(?:type|object)"\s*:\s*"error"')
 #: The same for services that fail without one: `{"base_resp": {"status_code": 1008}}`,
 #: `{"code": 1113, "msg": ...}`.
 HAS_FAILURE = re.compile(
     HAS_ERROR.pattern + rb'|"(?:status_?code|(?:err(?:or)?_?)?[Cc]ode)"\s*:\s*(?:"[^"]|[1-9])'
     rb'|"Error"\s*:\s*\{|"(?:msg|errmsg)"\s*:|"success"\s*:\s*false'
+    rb'|"status"\s*:\s*"(?:error|fail)'
 )
 _JSON_BLANK = b" \t\r\n"
 

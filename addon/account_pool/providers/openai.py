@@ -170,11 +170,15 @@ _QUIET_EVENTS = frozenset(
 def judge(name: str | None, value: Any) -> Verdict:
     """Say what an event, a WebSocket frame or a JSON body is: chat, responses, errors."""
     if not isinstance(value, dict):
-        return Verdict.REFUSE if name == "error" else Verdict.COMMIT
+        # Google's dialect of this API: `[{"error": {...}}]`.
+        failed = isinstance(value, list) and any(members(item).get("error") for item in value[:1])
+        return Verdict.REFUSE if failed or name == "error" else Verdict.COMMIT
     event = value.get("type", name)
     # `"error": null` is part of every good response object.
     if value.get("error") or event in ("error", "response.failed") or name == "error":
         return Verdict.REFUSE
+    if value.get("object") == "error":
+        return Verdict.REFUSE  # vLLM, SGLang, Mistral: flat
     if event == "response.done" and members(value.get("response")).get("status") == "failed":
         return Verdict.REFUSE  # realtime
     if isinstance(event, str) and event in _QUIET_EVENTS:
