@@ -566,11 +566,11 @@ def test_wrong_providers_are_all_named() -> None:
         ("pool_gate: 1", "the prefix pool_ is for the command line; write gate"),
         ("editor_version: 3", "3 is not text; write text, in quotes"),
         ('websockets: "no"', '"no" is not accepted; write one of "", refuse, pin'),
-        ('fast: "yes"', f'"yes" is no step; write on, off, or some of {STEPS}'),
+        ('fast: "yes"', f'"yes" is not a step; write on, off, or some of {STEPS}'),
         ("fast: on", f"{DIFFER}; write true or false, or put it in quotes if it is text"),
         (
             "fast: [table, tabel]",
-            f'"tabel" is no step; write on, off, or some of {STEPS}',
+            f'"tabel" is not a step; write on, off, or some of {STEPS}',
         ),
         ("fast: []", f"a step is missing; write on, off, or some of {STEPS}"),
         ("fast: 3", "3 is not text; write text, in quotes, or a list of texts"),

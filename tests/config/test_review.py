@@ -291,8 +291,8 @@ def test_an_end_that_cannot_be_true_is_told() -> None:
     (notice,) = review(config, wall_now=1.8e9).notices
     assert str(notice) == (
         "accounts.yaml:1: claude-code/a: file expired: its token ends on 1970-01-12 13:46 UTC "
-        "already, by what is said of it; that may be wrong, so it is used when no other account "
-        "can serve"
+        "already, according to its expiry date; that may be wrong, so it is used when no other "
+        "account can serve"
     )
 
 
@@ -356,5 +356,5 @@ def test_a_file_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     [problem] = review(load(Path("accounts.yaml"), {}), wall_now=0.0).unreadable
     assert problem.wrong == "file away: the file away is still being read"
-    assert "see whether the disk or share that it is on answers" in problem.remedy
+    assert "check the disk or share that it is on" in problem.remedy
     answers.set()

@@ -413,8 +413,8 @@ class TestFile:
         (credential,) = rig.published.credentials["openai/me"].values()
         assert (credential.expires_at, credential.doubtful) == (None, True)
         problem = (
-            f"file ~/creds: its token {said}, by what is said of it; that may be wrong, so it is "
-            "used when no other account can serve"
+            f"file ~/creds: its token {said}, according to its expiry date; that may be wrong, so "
+            "it is used when no other account can serve"
         )
         assert rig.published.all == [("openai/me", {"key": "sk-1"}, problem)]
         assert caplog.messages == [f"openai/me: {problem}"]

@@ -112,8 +112,8 @@ async def test_a_token_instead_of_its_name_is_not_shown(keychain: Memory) -> Non
             "the keychain item X is not JSON, or only a part of it was written; name one that is "
             "JSON; it is read again",
         ),
-        (None, KeyringLocked("sk-x"), "the keychain is locked; unlock it; it is looked at again"),
-        (None, InitError("sk-x"), "the keychain is locked; unlock it; it is looked at again"),
+        (None, KeyringLocked("sk-x"), "the keychain is locked; unlock it; it is tried again"),
+        (None, InitError("sk-x"), "the keychain is locked; unlock it; it is tried again"),
         (
             None,
             NoKeyringError("sk-x"),
@@ -123,13 +123,13 @@ async def test_a_token_instead_of_its_name_is_not_shown(keychain: Memory) -> Non
         (
             None,
             KeyringError("sk-x"),
-            "the keychain cannot be read (KeyringError); try `keyring get` by hand; it is looked "
-            "at again",
+            "the keychain cannot be read (KeyringError); try `keyring get` by hand; it is tried "
+            "again",
         ),
         (
             None,
             ValueError("sk-x"),
-            "the keychain cannot be read (ValueError); try `keyring get` by hand; it is looked at "
+            "the keychain cannot be read (ValueError); try `keyring get` by hand; it is tried "
             "again",
         ),
     ],
@@ -227,7 +227,7 @@ async def test_an_account_heals_and_is_renewed(
     keeper.start()
     await until(lambda: bool(published.all))
     assert published.problems["openai/me"] == (
-        "keychain X: the keychain is locked; unlock it; it is looked at again"
+        "keychain X: the keychain is locked; unlock it; it is tried again"
     )
     keychain.failure = None
     for seconds, token in ((16, "sk-1"), (300, "sk-2")):

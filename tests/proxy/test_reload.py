@@ -508,7 +508,7 @@ def test_a_start_does_not_wait_for_ever(file, tmp_path, monkeypatch, caplog, han
         tctx.master.addons.add(addon)
         tctx.configure(addon, pool_accounts=str(file))
         assert addon._failed
-        assert f"{file}: it was not read in time; see whether the disk or share" in caplog.text
+        assert f"{file}: it was not read in time; check the disk or share" in caplog.text
         assert gc.isenabled()
 
 

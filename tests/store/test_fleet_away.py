@@ -144,7 +144,7 @@ def test_what_is_no_engine_is_said_without_its_words(words: str) -> None:
     error = exceptions.InvalidResponse(f"Protocol Error: {words.encode()!r}")
     said = str(connection.away_error("the state engine", error))
     assert said == (
-        "the state engine does not speak as a Redis does; check host and port: they are of "
+        "the state engine does not speak the protocol of Redis; check host and port: they are of "
         "something else"
     )
 
@@ -317,7 +317,7 @@ def test_one_that_says_too_much_is_not_listened_to(monkeypatch) -> None:
         (b"$-1\r\n", DamagedError, "what is no answer"),
         (b"*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n", DamagedError, "what is no answer"),
         (b"*2\r\n$400\r\n%s\r\n:0\r\n" % (b"9" * 400), DamagedError, "what is no answer"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreError, "does not speak as a Redis does"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreError, "does not speak the protocol of Redis"),
         (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", FullError, "memory"),
         (b"-MISCONF Redis is configured to save RDB snapshots\r\n", StoreError, "to its disk"),
         (b"-NOREPLICAS Not enough good replicas to write.\r\n", StoreError, "too few replicas"),

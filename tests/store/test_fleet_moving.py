@@ -77,7 +77,7 @@ class TestWhatIsTakenOver:
         assert (move.in_engine(), move.in_engine("second")) == (SOME, NEXT)
         assert move.told == [
             f"2 logins were taken over from {move.path} into the state engine "
-            f"{ENGINE}; the file keeps what it has of them, and refreshes them no more"
+            f"{ENGINE}; the file keeps its copies, which are not refreshed any more"
         ]
         move.open().keep()
         assert len(move.told) == 1

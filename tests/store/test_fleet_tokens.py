@@ -503,7 +503,7 @@ class TestOneAtATime:
         store = fleet.open()
         for nonsense in (None, [], [b"x", b"", 1, b"", b"", b""], [b"1", b"", 1], 7):
             store._rows._engine.call = lambda *_, nonsense=nonsense, **__: nonsense
-            with pytest.raises(StoreError, match="answers what none of our functions does"):
+            with pytest.raises(StoreError, match="an answer that none of our functions gives"):
                 store.load("family")
 
 

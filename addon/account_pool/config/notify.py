@@ -123,7 +123,7 @@ def read_targets(text: str) -> tuple[Target | FromVariable, ...]:
     try:
         value = json.loads(text)
     except ValueError:
-        raise Wrong("it begins like JSON and is none", _ACCEPTED) from None
+        raise Wrong("it begins like JSON, and is not valid", _ACCEPTED) from None
     entries = value if isinstance(value, list) else [value]
     return tuple(dict.fromkeys(map(_entry, entries)))
 
@@ -149,7 +149,7 @@ def _entry(value: Any) -> Target | FromVariable:
             return FromVariable(name)
         case {"env": _}:
             raise Wrong("env does not name a variable", "write {env: NAME}")
-    raise Wrong("an entry is no target", _ACCEPTED)
+    raise Wrong("an entry is not a target", _ACCEPTED)
 
 
 def _target(text: str) -> Target:

@@ -130,7 +130,7 @@ def read_fast(text: str) -> frozenset[str]:
     for name in names:
         if name not in FAST_STEPS:
             accepted = f"write on, off, or some of {', '.join(FAST_STEPS)}"
-            raise Wrong(f"{shown(name)} is no step" if name else "a step is missing", accepted)
+            raise Wrong(f"{shown(name)} is not a step" if name else "a step is missing", accepted)
     return frozenset(FAST_STEPS[: 1 + max(map(FAST_STEPS.index, names))])
 
 

@@ -29,7 +29,7 @@ FILE_LOOK_S = 5.0
 FILE_TIMEOUT_S = 30.0
 #: How long all others wait for it at the start, seconds.
 AT_ONCE_S = 0.5
-_HANGS = "see whether the disk or share that it is on answers; it is looked at again"
+_HANGS = "check the disk or share that it is on; it is tried again"
 #: Changes when a file is written: modification time in ns, size, inode.
 Stamp = tuple[int, int, int]
 

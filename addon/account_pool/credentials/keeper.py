@@ -72,7 +72,7 @@ def doubt(expires_at: float, wall_now: float) -> str | None:
     when = "in the far future"
     if expires_at <= wall_now:
         when = f"on {moment(expires_at):%Y-%m-%d %H:%M} UTC already"
-    return f"its token ends {when}, by what is said of it"
+    return f"its token ends {when}, according to its expiry date"
 
 
 class Timing(Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ KEYCHAIN_TIMEOUT_S = 30.0
 #: How often an item is read, in seconds: its tool may have renewed the token in it. Rarer than
 #: a file, because each read may prompt the user.
 KEYCHAIN_LOOK_S = 300.0
-_AGAIN = "it is looked at again"
+_AGAIN = "it is tried again"
 
 
 @dataclass(slots=True)

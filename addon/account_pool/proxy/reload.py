@@ -153,7 +153,7 @@ class Reloader:
         named = ctx.options.pool_accounts or os.environ.get(accounts_file.VARIABLE)
         path = self.file.path or (expanded(named) if named else accounts_file.own_file())
         wrong = "it was not read in time"
-        remedy = "see whether the disk or share that it is on answers"
+        remedy = "check the disk or share that it is on"
         return ConfigError([Problem(path, None, "", wrong, remedy)])
 
     def watch(self) -> asyncio.Task[None]:

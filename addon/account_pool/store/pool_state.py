@@ -144,7 +144,7 @@ def parse(state: str) -> Address:
     scheme, _, rest = state.partition("://")
     known = _SCHEMES.get(scheme.lower())
     if known is None:
-        raise Wrong("no engine has such a URL", f"write {_FORM}")
+        raise Wrong("this is not the URL of an engine", f"write {_FORM}")
     kind, tls = known
     try:
         # Without the scheme's rules for one host: Sentinels and clusters have several.
@@ -152,11 +152,11 @@ def parse(state: str) -> Address:
     except ValueError:  # it repeats the URL
         raise Wrong("the URL cannot be read", f"write {_FORM}") from None
     if "#" in rest:
-        raise Wrong("what follows a # is no part of a URL", "write %23 for it")
+        raise Wrong("what follows a # is not part of the URL", "write %23 for it")
     login, _, hosts_text = parts.netloc.rpartition("@")
     user, colon, _ = login.partition(":")
     if colon:
-        raise Wrong("a password stands in the URL, where logs and process lists show it", _FORM_IT)
+        raise Wrong("the URL holds a password, and logs and process lists would show it", _FORM_IT)
     query = _query(parts.query)
     hosts = _hosts(hosts_text, _SENTINEL_PORT if kind == "sentinel" else _PORT)
     if len(hosts) > 1 and kind == "single":
@@ -200,7 +200,7 @@ def _query(text: str) -> dict[str, str]:
         if name not in REFERENCES + _OTHERS:
             raise Wrong("the URL has an unknown parameter", f"known are {', '.join(_KNOWN)}")
         if name in found:
-            raise Wrong(f"{name} stands twice in the URL", "remove one")
+            raise Wrong(f"{name} is in the URL twice", "remove one")
         found[name] = value
     return found
 
@@ -211,7 +211,7 @@ _KNOWN = sorted(REFERENCES + _OTHERS)
 def _hosts(text: str, port: int) -> tuple[Host, ...]:
     hosts = tuple(_host(part, port) for part in text.split(","))
     if len(set(hosts)) < len(hosts):
-        raise Wrong("a host stands twice in the URL", "remove one")
+        raise Wrong("a host is in the URL twice", "remove one")
     return hosts
 
 

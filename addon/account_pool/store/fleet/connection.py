@@ -397,7 +397,7 @@ _REFUSALS = {
 }
 _AWAY = (
     # First: what it said follows, and is not for us to read.
-    ("protocol error:", "does not speak as a Redis does"),
+    ("protocol error:", "does not speak the protocol of Redis"),
     ("connection refused", "cannot be reached: the connection was refused"),
     ("certificate verify failed", "has a certificate that is not trusted"),
     ("handshake operation timed out", "does not answer in TLS on this port"),
@@ -434,7 +434,7 @@ _REMEDIES = {
     "(rediss://), or a certificate (cert=PATH and key=PATH)",
     "has a certificate that is not trusted": "name the file of its CA with ca=PATH, and the host "
     "as its certificate does",
-    "does not speak as a Redis does": "check host and port: they are of something else",
+    "does not speak the protocol of Redis": "check host and port: they are of something else",
     "does not speak TLS on this port": "name its TLS port (tls-port)",
     # One that hangs says as little as one that expects no TLS.
     "does not answer in TLS on this port": "check that it runs, and name its TLS port (tls-port)",

@@ -291,7 +291,7 @@ class MovingTokens:
         logins = "1 login was" if count == 1 else f"{count} logins were"
         self._tell(
             f"{logins} taken over from {self._path} into the state engine "
-            f"{self._engine}; the file keeps what it has of them, and refreshes them no more"
+            f"{self._engine}; the file keeps its copies, which are not refreshed any more"
         )
 
     def _say(self, error: StoreError) -> None:

@@ -377,7 +377,7 @@ def _understood(reply: object) -> tuple[int, int, list[Entry]]:
         match reply:
             case [bytes(first), bytes(last), *parts]:
                 return int(first), int(last), entries_of(parts)
-    raise StoreError("the state engine answers strangely about requests")
+    raise StoreError("the state engine gave an unexpected answer about requests")
 
 
 def _explained(error: sqlite3.Error) -> StoreError:
@@ -416,7 +416,7 @@ class FleetDecisions:
             )
         except (AttributeError, TypeError, ValueError):
             raise StoreError(
-                f"the state engine {self._engine.address} answers decisions strangely"
+                f"the state engine {self._engine.address} gave an unexpected answer about decisions"
             ) from None
 
 

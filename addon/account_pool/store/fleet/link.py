@@ -314,11 +314,14 @@ class Link:
             )
 
     def strange(self, function: str) -> StoreError:
-        return StoreError(f"the state engine {self.engine.address} answers {function} strangely")
+        return StoreError(
+            f"the state engine {self.engine.address} gave an unexpected answer to {function}"
+        )
 
     def busy(self) -> StoreError:
         return StoreError(
-            f"the state engine {self.engine.address}: others change the same all the time"
+            f"the state engine {self.engine.address} is busy: other proxies keep changing the same "
+            "row"
         )
 
 

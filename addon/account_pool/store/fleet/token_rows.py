@@ -183,7 +183,7 @@ class TokenRows:
                 return read
         except (TypeError, ValueError, AttributeError):
             pass
-        raise StoreError("the state engine answers what none of our functions does")
+        raise StoreError("the state engine gave an answer that none of our functions gives")
 
 
 def era_of(raw: bytes) -> Era | None:

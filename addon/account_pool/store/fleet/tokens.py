@@ -408,7 +408,7 @@ class FleetTokens:
 
 
 def _busy() -> StoreError:
-    return StoreError("the state engine is busy: others change the same login all the time")
+    return StoreError("the state engine is busy: other proxies keep changing the same login")
 
 
 # -- what the engine does not have yet, on the local disk
