@@ -545,6 +545,15 @@ def test_what_is_no_file_of_theirs(home, capsys, content, why):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_is_not_read_of_a_folder_is_said(home, capsys, monkeypatch):
+    (home / "auth" / "a-cut-off.json").write_text('{"type": "claude", "access_to')
+    monkeypatch.setattr(module, "_MAX_FILES", 3)
+    assert run(["import", str(home / "auth"), "--dry-run", "--json"]) == 1
+    left = {one["what"]: one["why"] for one in json.loads(capsys.readouterr().out)["left"]}
+    assert left["a-cut-off.json"] == "what is in it cannot be read"
+    assert left["5 more files"] == "the first 3 are read"
+
+
 def test_what_has_no_size_is_not_read_for_ever(home, capsys, monkeypatch):
     monkeypatch.setattr(module, "_MAX_BYTES", 100)
     pipe = home / "x.json"

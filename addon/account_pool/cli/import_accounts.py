@@ -116,16 +116,21 @@ def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, st
 
 def _contents(source: Path) -> Contents:
     """Return what *source* holds. Raises CannotImport, OSError."""
+    left: list[Left] = []
     if source.is_dir():
-        files = sorted(_files(source))[:_MAX_FILES]
-        documents = {file.name: _parsed(file) for file in files}
-        documents = {name: one for name, one in documents.items() if one is not None}
+        files = sorted(_files(source))
+        parsed = {file.name: _parsed(file) for file in files[:_MAX_FILES]}
+        documents = {name: one for name, one in parsed.items() if one is not None}
+        unknown = (name for name in parsed if name not in documents)
+        left = [Left(hidden(name), "what is in it cannot be read") for name in unknown]
+        if more := len(files[_MAX_FILES:]):
+            left.append(Left(f"{more:,} more files", f"the first {_MAX_FILES:,} are read"))
     else:
         documents = {source.name: _parsed(source)}
     contents = recognise(documents)
     if contents is None:
         raise CannotImport(f"{shown(source)} is nothing that is known here: it may be {_KNOWN}")
-    return contents
+    return Contents(contents.program, (*contents.items, *left))
 
 
 def _files(folder: Path) -> Iterator[Path]:
