@@ -349,6 +349,8 @@ class Answers(BaseHTTPRequestHandler):
         (503, Answers.body, "does not answer; try again later"),
         (503, b'{"error": 1}', "used by something that is not the pool"),
         (200, b"[]", "used by something that is not the pool"),
+        (403, b'{"error": {"code": "not_local", "message": "only there"}}', "only there"),
+        (421, b'{"error": {"code": "wrong_host", "message": "not so"}}', "not so"),
     ],
 )
 def test_only_a_pool_that_serves_gets_the_token(status, body, said, places, capsys):
@@ -364,3 +366,21 @@ def test_only_a_pool_that_serves_gets_the_token(status, body, said, places, caps
         server.shutdown()
     assert said in capsys.readouterr().err
     assert set(Found.sent) == {None}
+
+
+def test_a_pool_that_refuses_this_machine_is_no_stranger(places, capsys):
+    """Such as one in a container, whose port was published and which is for itself alone."""
+
+    class Refuses(Answers):
+        status = 403
+        body = b'{"error": {"code": "not_local", "message": "only there"}}'
+
+    with ThreadingHTTPServer(("127.0.0.1", places.port), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert run(["doctor", "-p", str(places.port)]) == 1
+        assert run(["env", "-p", str(places.port)]) == 0
+        server.shutdown()
+    out, err = capsys.readouterr()
+    assert "proxy         only there" in out
+    assert f"127.0.0.1:{places.port} is used by a pool that takes no requests of this" in err
+    assert "is not the pool" not in out + err

@@ -29,6 +29,7 @@ ASK_S = 10.0
 _PROBES = 3
 #: As the admin API has them.
 _NO_TOKEN, _WRONG_TOKEN = "no_token", "wrong_token"
+_FROM_ELSEWHERE = frozenset({"not_local", "wrong_host"})
 _MAX_BYTES = 16 * 1024 * 1024
 _OTHER_VERSION = f"it may be of another version than {__version__}; start it again"
 
@@ -41,6 +42,8 @@ class Missing(StrEnum):
     SILENT = "accepts connections and does not answer"
     #: what answers is not the pool
     OTHER = "is used by something that is not the pool"
+    #: the pool, which may not be asked from here
+    REFUSES = "is used by a pool that takes no requests of this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,8 @@ def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         raise NoAnswer(f"{HOST}:{port} {Missing.SILENT}; try again later")
     if found is Missing.OTHER:
         raise _not_the_pool(port)
+    if found is Missing.REFUSES:
+        ask(port, "/health")  # it says why
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S)) as connection:
         return _call(connection, port, "POST", path, body, token=local_token(port))
 
@@ -351,8 +356,11 @@ def _exchange(
 def _health(status: int, value: Any) -> Health | Missing:
     instance = value.get("instance") if isinstance(value, dict) else None
     error = value.get("error") if isinstance(value, dict) else None
-    if status == 503 and isinstance(error, dict) and error.get("code") == STARTING:
+    code = error.get("code") if isinstance(error, dict) else None
+    if status == 503 and code == STARTING:
         return Missing.SILENT
+    if code in _FROM_ELSEWHERE:
+        return Missing.REFUSES
     if status != 200 or not isinstance(instance, str):
         return Missing.OTHER
     path = value.get("accounts_file")

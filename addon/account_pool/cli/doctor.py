@@ -324,7 +324,7 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
         run, serve = f"`{command()} run`", f"`{command()} serve`"
         yield _ok("proxy", text, f"{run} starts one when it is needed, {serve} one that stays")
         return
-    if not isinstance(found, api.Health):
+    if isinstance(found, api.Missing) and found is not api.Missing.REFUSES:
         by = " and ".join(map(str, listeners(port)))
         said = f"{HOST}:{port} {found}" + (f": {by}" if by else "")
         shows = f" ({_who_listens(port)} shows which program it is)" if not by else ""
@@ -335,6 +335,8 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
     except api.NoAnswer as error:
         yield _bad("proxy", str(error))
         return
+    if not isinstance(found, api.Health):
+        return  # it takes requests by now
     version = value.get("version")
     source = shown(found.accounts_file) if found.accounts_file else "the environment"
     text = f"{HOST}:{port} serves accounts of {source}, version {version}"

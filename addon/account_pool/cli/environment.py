@@ -20,7 +20,7 @@ from account_pool.cli.accounts import pool_with
 from account_pool.cli.arguments import Shell
 from account_pool.cli.certificates import BUNDLE_VARIABLES, EXTRA_VARIABLES, Trust, write_trust
 from account_pool.cli.output import note
-from account_pool.cli.places import Places
+from account_pool.cli.places import HOST, Places
 from account_pool.core.account import AccountKey
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -379,8 +379,10 @@ def print_env(
         hosts = [rule for name in BUILT_IN for rule in BUILT_IN.hosts(name)]
         url = proxy_url(places.url, map(str, accounts))
         lines = set_lines(shell, variables(url, trust, hosts, environ))
-        if not isinstance(api.probe(port), api.Health):
+        if (found := api.probe(port)) is api.Missing.NOBODY:
             note(api.no_proxy(port))
+        elif not isinstance(found, api.Health):
+            note(f"{HOST}:{port} {found}")
         elif accounts:
             pool_with(port, accounts)
     if sys.stdout.isatty():

@@ -268,10 +268,7 @@ class SharedProxy:
                 if not _is_left_over(record, health):
                     raise CannotUse(why)
             if record is None and health is not Missing.NOBODY:
-                raise CannotUse(
-                    f"{HOST}:{self.places.port} is used by something that is not the pool, or "
-                    "hangs; name another --port"
-                )
+                raise CannotUse(f"{HOST}:{self.places.port} {health}; name another --port")
             if record is not None and record.living_users(processes.identity):
                 # It died under others, who started it otherwise perhaps.
                 health = self._start(record.launch, record)
