@@ -171,14 +171,12 @@ class Reads:
 
 
 @pytest.fixture
-def reads() -> Reads:
+def reads(monkeypatch) -> Reads:
+    """A pool whose broadcaster waits for what happens, and never just for time."""
+    monkeypatch.setattr(events, "HEARTBEAT_S", PATIENCE_S)
+    monkeypatch.setattr(events, "LOOK_S", PATIENCE_S)
+    monkeypatch.setattr(events, "AGAIN_S", 0)
     return Reads()
-
-
-def quick(reads: Reads, **how: Any) -> Broadcaster:
-    """A broadcaster that waits for what happens, and never just for time."""
-    slow = {"heartbeat_s": PATIENCE_S, "look_s": PATIENCE_S, "again_s": 0}
-    return Broadcaster(reads, now=lambda: 0.0, **slow | how)
 
 
 async def take(stream: AsyncGenerator[bytes]) -> list[tuple[str, Any]]:
@@ -190,7 +188,7 @@ async def take(stream: AsyncGenerator[bytes]) -> list[tuple[str, Any]]:
 
 
 async def test_all_clients_are_told_of_one_reading(reads):
-    broadcaster = quick(reads)
+    broadcaster = Broadcaster(reads)
     async with aclosing(broadcaster.listen()) as first, aclosing(broadcaster.listen()) as second:
         assert [name for name, _ in await take(first)] == [
             "health", "summary", "proxies", "accounts",
@@ -212,7 +210,7 @@ async def test_all_clients_are_told_of_one_reading(reads):
 
 
 async def test_nobody_listens_and_nothing_is_read(reads):
-    broadcaster = quick(reads)
+    broadcaster = Broadcaster(reads)
     async with aclosing(broadcaster.listen()) as stream:
         await take(stream)
     broadcaster.stir()
@@ -224,15 +222,16 @@ async def test_nobody_listens_and_nothing_is_read(reads):
     assert said["all"] is True
 
 
-async def test_a_silent_pool_sends_lines_without_meaning(reads):
-    broadcaster = quick(reads, heartbeat_s=0.001)
+async def test_a_silent_pool_sends_lines_without_meaning(reads, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT_S", 0.001)
+    broadcaster = Broadcaster(reads)
     async with aclosing(broadcaster.listen()) as stream, asyncio.timeout(PATIENCE_S):
         await take(stream)
         assert await anext(stream) == b": still here\n\n"
 
 
 async def test_the_end_is_told(reads):
-    broadcaster = quick(reads)
+    broadcaster = Broadcaster(reads)
     async with aclosing(broadcaster.listen()) as stream:
         await take(stream)
         broadcaster.stop()
@@ -243,7 +242,7 @@ async def test_the_end_is_told(reads):
 
 async def test_so_many_and_no_more(reads, monkeypatch):
     monkeypatch.setattr(events, "MAX_CLIENTS", 1)
-    broadcaster = quick(reads)
+    broadcaster = Broadcaster(reads)
     async with aclosing(broadcaster.listen()) as stream:
         await take(stream)
         with pytest.raises(ApiError, match="listen already"):

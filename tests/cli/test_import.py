@@ -466,7 +466,6 @@ def test_it_is_shown_first(home, capsys, how):
 def test_a_terminal_is_asked(home, capsys, monkeypatch, answer, written):
     monkeypatch.setattr(module.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _question: answer)
-    monkeypatch.setattr(module._agrees, "__defaults__", (lambda _question: answer,))
     assert run(["import", "swap.json", "--take-over"]) == 0
     assert (home / OWN).exists() is written
 

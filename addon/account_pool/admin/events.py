@@ -186,21 +186,10 @@ class Broadcaster:
 
     Args:
         read: returns what GET /account-pool, /health, /proxies and /decisions say, of all workers.
-        heartbeat_s, look_s, again_s: see `HEARTBEAT_S`, `LOOK_S`, `AGAIN_S`.
-        now: seconds that only go on.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], Awaitable[tuple[Json, Json, Json, list[Json]]]],
-        *,
-        heartbeat_s: float = HEARTBEAT_S,
-        look_s: float = LOOK_S,
-        again_s: float = AGAIN_S,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._read, self._now = read, now
-        self._heartbeat_s, self._look_s, self._again_s = heartbeat_s, look_s, again_s
+    def __init__(self, read: Callable[[], Awaitable[tuple[Json, Json, Json, list[Json]]]]) -> None:
+        self._read = read
         self._clients: set[_Client] = set()
         self._board: Board | None = None
         self._stirred = asyncio.Event()
@@ -240,7 +229,7 @@ class Broadcaster:
             yield _HEARTBEAT
             while not self._stopped:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._heartbeat_s):
+                    async with asyncio.timeout(HEARTBEAT_S):
                         await client.stirred.wait()
                 yield client.take() or _HEARTBEAT
             yield _event("bye", {"reason": "stopping"})
@@ -252,7 +241,7 @@ class Broadcaster:
         try:
             while self._clients:
                 self._stirred.clear()
-                began_at = self._now()
+                began_at = time.monotonic()
                 read = await self._read()
                 begins = self._board is None
                 board = self._board = self._board or Board()
@@ -261,12 +250,12 @@ class Broadcaster:
                 if change:
                     for client in self._clients:
                         client.add(change)
-                took_s = self._now() - began_at
+                took_s = time.monotonic() - began_at
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s(self._look_s, took_s)):
+                    async with asyncio.timeout(pause_s(LOOK_S, took_s)):
                         await self._stirred.wait()
                     # Decisions come in groups.
-                    await asyncio.sleep(pause_s(self._again_s, took_s))
+                    await asyncio.sleep(pause_s(AGAIN_S, took_s))
         finally:
             # What is known grows old while nobody listens.
             self._board = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,12 +263,7 @@ def _how(entry: Entry, provider: tuple[str, Entry] | None, *, is_login: bool) ->
     return words + ("; disabled, as there" if entry.get("enabled") is False else "")
 
 
-def _agrees(
-    contents: Contents,
-    plan: _Plan,
-    options: ImportOptions,
-    ask: Callable[[str], str] = input,
-) -> bool:
+def _agrees(contents: Contents, plan: _Plan, options: ImportOptions) -> bool:
     """Return whether the user wants it written."""
     if plan.logins:
         note(
@@ -281,7 +276,7 @@ def _agrees(
         note("--yes writes them")
         return False
     try:
-        return ask("Write them? [y/N] ").strip().lower() in ("y", "yes")
+        return input("Write them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
 

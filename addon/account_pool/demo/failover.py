@@ -122,8 +122,8 @@ _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 class Transcript:
     """Prints the demo. Knows what it has shown, decides nothing."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
         if not self._console.is_terminal:
             # A file or a pipe has no 80 columns.
             self._console.width = 1000
