@@ -26,7 +26,7 @@ from account_pool.cli.check import check_accounts
 from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
 from account_pool.cli.environment import ALL_VARIABLES, TOOLS
 from account_pool.cli.main import app
-from account_pool.cli.places import DEFAULT_PORT, Places
+from account_pool.cli.processes import DEFAULT_PORT, Places
 from account_pool.config.accounts_file import TRUST_FILE
 from account_pool.config.loader import load
 from account_pool.config.options import POOL_OPTIONS

@@ -17,7 +17,7 @@ from account_pool import filesystem
 from account_pool.cli import certificates
 from account_pool.cli.add import AddOptions
 from account_pool.cli.main import run
-from account_pool.cli.places import Places
+from account_pool.cli.processes import Places
 from account_pool.cli.run import own_home
 from account_pool.config import accounts_file, options
 from account_pool.core.wrong import Wrong

@@ -11,8 +11,7 @@ import pytest
 
 from account_pool.cli import processes, shared
 from account_pool.cli.environment import ALL_VARIABLES
-from account_pool.cli.places import Places
-from account_pool.cli.processes import Launch, read_record
+from account_pool.cli.processes import Launch, Places, read_record
 from tests.cli import stub_proxy
 from tests.e2e import harness
 from tests.store.servers import shared_servers

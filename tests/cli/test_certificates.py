@@ -21,7 +21,7 @@ from account_pool.cli.certificates import (
     write_trust,
 )
 from account_pool.cli.main import run
-from account_pool.cli.places import Places
+from account_pool.cli.processes import Places
 from tests.upstream.certificates import make_certificate
 
 

@@ -14,7 +14,7 @@ from mitmproxy.options import Options
 from mitmproxy.tools import cmdline
 from mitmproxy.tools.dump import DumpMaster
 
-from account_pool.cli.places import DEFAULT_PORT, HOST
+from account_pool.cli.processes import DEFAULT_PORT, HOST
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 UNIT = EXAMPLES / "account-pool.service"

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli import api, processes, shared
-from account_pool.cli.places import Places
-from account_pool.cli.processes import Launch, Record, read_record, write_record
+from account_pool.cli.processes import Launch, Places, Record, read_record, write_record
 from account_pool.cli.shared import CannotStart, CannotUse, Guard, SharedProxy
 from tests.patience import PATIENCE_S
 

@@ -19,8 +19,7 @@ import pytest
 
 import account_pool
 from account_pool.cli import processes
-from account_pool.cli.places import Places
-from account_pool.cli.processes import read_record
+from account_pool.cli.processes import Places, read_record
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, secret
 from tests.scripts import openai
 from tests.upstream.replies import by_credential

@@ -13,7 +13,7 @@ import typer
 
 from account_pool.cli.arguments import AccountsFile, AsJson, Key, Port, keys, providers
 from account_pool.cli.output import fail
-from account_pool.cli.places import DEFAULT_PORT
+from account_pool.cli.processes import DEFAULT_PORT
 
 accounts = typer.Typer()
 

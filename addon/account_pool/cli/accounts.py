@@ -9,7 +9,7 @@ from typing import Any
 
 from account_pool.cli import api
 from account_pool.cli.output import note
-from account_pool.cli.places import CONFDIR, HOST
+from account_pool.cli.processes import CONFDIR, HOST
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.configuration import Config, from_environment

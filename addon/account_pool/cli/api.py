@@ -16,8 +16,7 @@ from typing import Any
 from account_pool.admin.auth import MAX_TOKEN_BYTES, TOKEN_FILE
 from account_pool.admin.http import STARTING
 from account_pool.cli.output import Failed
-from account_pool.cli.places import DEFAULT_PORT, HOST, Places
-from account_pool.cli.processes import running_ports
+from account_pool.cli.processes import DEFAULT_PORT, HOST, Places, running_ports
 from account_pool.config.accounts_file import command
 from account_pool.filesystem import read_file
 from account_pool.version import __version__

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from account_pool.cli.places import DEFAULT_PORT
+from account_pool.cli.processes import DEFAULT_PORT
 from account_pool.core.account import AccountKey
 
 #: How long a proxy is waited for while somebody types, seconds.

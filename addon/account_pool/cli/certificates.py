@@ -27,7 +27,7 @@ from pathlib import Path
 
 from account_pool.cli.accounts import mitmproxy_config
 from account_pool.cli.output import Failed, note, show_json
-from account_pool.cli.places import Places
+from account_pool.cli.processes import Places
 from account_pool.config.accounts_file import shown
 from account_pool.config.options import set_options
 from account_pool.config.problems import ConfigError

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts, state_of
 from account_pool.cli.output import fail, note, show, show_json, table, warn
-from account_pool.cli.places import CONFDIR
+from account_pool.cli.processes import CONFDIR
 from account_pool.config import accounts_file
 from account_pool.config.configuration import Config
 from account_pool.config.loader import load

@@ -27,7 +27,7 @@ from account_pool.cli.arguments import (
     one_each,
     one_of,
 )
-from account_pool.cli.places import DEFAULT_PORT
+from account_pool.cli.processes import DEFAULT_PORT
 from account_pool.config.options import BY_NAME
 from account_pool.version import __version__
 

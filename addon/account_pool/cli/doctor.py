@@ -46,8 +46,7 @@ from account_pool.cli.environment import (
     without_hosts,
 )
 from account_pool.cli.output import Failed, note, show_json
-from account_pool.cli.places import HOST, Places
-from account_pool.cli.processes import listeners, running_ports
+from account_pool.cli.processes import HOST, Places, listeners, running_ports
 from account_pool.cli.serve import plan_of, service_of
 from account_pool.config.accounts_file import command, counted, shown
 from account_pool.config.configuration import Config

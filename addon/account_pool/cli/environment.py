@@ -20,7 +20,7 @@ from account_pool.cli.accounts import pool_with
 from account_pool.cli.arguments import Shell
 from account_pool.cli.certificates import BUNDLE_VARIABLES, EXTRA_VARIABLES, Trust, write_trust
 from account_pool.cli.output import note
-from account_pool.cli.places import HOST, Places
+from account_pool.cli.processes import HOST, Places
 from account_pool.core.account import AccountKey
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN

@@ -23,8 +23,7 @@ from rich.table import Table
 
 from account_pool.cli import api
 from account_pool.cli.output import Failed, fail, money, note, show, show_json, table
-from account_pool.cli.places import Places
-from account_pool.cli.processes import running_ports
+from account_pool.cli.processes import Places, running_ports
 from account_pool.cli.status_view import percent
 from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration

@@ -17,7 +17,7 @@ from account_pool.cli import api
 from account_pool.cli.accounts import added_file, find, how_to_add, nearest, read_accounts
 from account_pool.cli.check import AccountsView
 from account_pool.cli.output import answer, fail, note, show, show_json, table
-from account_pool.cli.places import DEFAULT_PORT, HOST
+from account_pool.cli.processes import DEFAULT_PORT, HOST
 from account_pool.cli.status_view import STATES
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import remove_account

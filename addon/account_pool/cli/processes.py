@@ -1,4 +1,6 @@
-"""The proxies that `run` has started: their records, and proof that a process still is one.
+"""The proxies of this machine: where each has its files, and those that `run` has started.
+
+What the command line keeps is beside mitmproxy's own files, one set for each port.
 
 Two terminals use one proxy: the first starts it, the last ends it, whoever that is. The
 record names the proxy, how it was started, and its users; it is read and written under
@@ -8,6 +10,7 @@ whether it still is the process it was, and nothing is signalled without that pr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,10 +23,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from account_pool.cli.places import Places
-from account_pool.filesystem import read_file, write_whole
+from account_pool.filesystem import expanded, read_file, write_whole
 from account_pool.store import machine
 
+#: The defaults of mitmproxy: its directory, and the port it listens on.
+CONFDIR = "~/.mitmproxy"
+DEFAULT_PORT = 8080
+HOST = "127.0.0.1"
 #: A proxy ends within milliseconds of a SIGTERM, once what is under way has had the time of
 #: `pool_drain`; a hung one never.
 KIND_S = 20.0
@@ -32,6 +38,65 @@ GONE_S = 60.0
 _LOOK_S = 0.02
 #: It has some hundred bytes, and a few for each program that `run` has started.
 MAX_RECORD_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Files in *confdir*; those of a proxy carry its *port*."""
+
+    confdir: Path
+    port: int
+
+    @classmethod
+    def usual(cls, port: int) -> Places:
+        """Return those of the user who runs this."""
+        return cls(expanded(CONFDIR), port)
+
+    def make(self) -> None:
+        """Make the directory where it is not there. Raises OSError."""
+        if self.confdir.exists() and not self.confdir.is_dir():
+            wrong = "it is not a directory; move it away"
+            raise NotADirectoryError(errno.ENOTDIR, wrong, str(self.confdir))
+        self.confdir.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def record(self) -> Path:
+        """What `run` knows of the proxy it started."""
+        return self.confdir / f"account-pool-{self.port}.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by who starts or ends that proxy."""
+        return self.confdir / f"account-pool-{self.port}.lock"
+
+    @property
+    def log(self) -> Path:
+        """What that proxy says."""
+        return self.confdir / f"account-pool-{self.port}.log"
+
+    @property
+    def authority(self) -> Path:
+        """mitmproxy's certificate, which signs those it shows to clients."""
+        return self.confdir / "mitmproxy-ca-cert.pem"
+
+    @property
+    def bundle(self) -> Path:
+        """The system's authorities and mitmproxy's."""
+        return self.confdir / "account-pool-ca-bundle.pem"
+
+    @property
+    def upstream(self) -> Path:
+        """The system's authorities and the user's own: what the proxy itself trusts."""
+        return self.confdir / "account-pool-upstream.pem"
+
+    @property
+    def extra(self) -> Path:
+        """mitmproxy's certificate and those of the user's own NODE_EXTRA_CA_CERTS."""
+        return self.confdir / "account-pool-ca-extra.pem"
 
 
 def identity(pid: int) -> str | None:

@@ -1,8 +1,8 @@
 """`account-pool run`: a proxy if none answers, the tool with what it needs to use it.
 
-Reading order: `places` and `processes` (what is kept), `api` (how a proxy is asked), `shared` (the
-proxy), `environment` and `certificates` (what the tool gets), `child` (the tool, and whether it
-ended because of a limit).
+Reading order: `processes` (what is kept), `api` (how a proxy is asked), `shared` (the proxy),
+`environment` and `certificates` (what the tool gets), `child` (the tool, and whether it ended
+because of a limit).
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ from account_pool.cli.environment import (
     variables,
 )
 from account_pool.cli.output import fail, note
-from account_pool.cli.places import CONFDIR, HOST, Places
-from account_pool.cli.processes import Launch
+from account_pool.cli.processes import CONFDIR, HOST, Launch, Places
 from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.config.problems import ConfigError

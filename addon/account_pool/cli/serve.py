@@ -32,7 +32,7 @@ from account_pool.cli.accounts import find, mitmproxy_config, read_accounts
 from account_pool.cli.certificates import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.output import fail, note, show_json, warn
-from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
+from account_pool.cli.processes import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import OPTION, VARIABLE, counted, shown
 from account_pool.config.configuration import Config
 from account_pool.config.options import set_options

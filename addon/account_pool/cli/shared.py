@@ -20,8 +20,15 @@ from account_pool.cli.api import Health, Missing, PoolConnection, probe
 from account_pool.cli.certificates import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.output import Failed
-from account_pool.cli.places import HOST, Places
-from account_pool.cli.processes import Launch, Record, locked, read_record, write_record
+from account_pool.cli.processes import (
+    HOST,
+    Launch,
+    Places,
+    Record,
+    locked,
+    read_record,
+    write_record,
+)
 from account_pool.config.accounts_file import shown
 from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, cause, mitmdump_command
 from account_pool.supervision import where

@@ -27,7 +27,7 @@ from rich.text import Text
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.cli import api, history, manage
 from account_pool.cli.output import PIPE_COLUMNS, show, show_json
-from account_pool.cli.places import HOST, Places
+from account_pool.cli.processes import HOST, Places
 from account_pool.cli.status_screen import (
     Change,
     Page,

@@ -25,7 +25,7 @@ from account_pool.cli.accounts import accounts_of
 from account_pool.cli.add import CannotLogIn, copied, write
 from account_pool.cli.child import SIGNALLED, CannotRun, Signals, Stopped, find_program
 from account_pool.cli.output import fail, note
-from account_pool.cli.places import CONFDIR
+from account_pool.cli.processes import CONFDIR
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import require_editable
 from account_pool.config.problems import CannotEdit, ConfigError

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from account_pool.cli.accounts import state_of
 from account_pool.cli.output import fail, note, show, show_json, table, warn
-from account_pool.cli.places import CONFDIR
+from account_pool.cli.processes import CONFDIR
 from account_pool.config.configuration import Config
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
