@@ -314,6 +314,22 @@ def test_what_needs_credits_is_named(message: str, feature: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("provider", "status", "message", "shared"),
+    [
+        ("anthropic", 400, "You have reached your specified API usage limits.", True),
+        ("anthropic", 400, "You have reached your specified workspace API usage limits.", False),
+        ("anthropic", 400, "You have reached your monthly spending limit for this API key.", False),
+        ("groq", 429, "Rate limit reached for model `x` in organization `org_1` on RPM.", True),
+        ("openai", 429, "This API key has exceeded its usage limits.", False),
+    ],
+)
+def test_whose_limit_it_is(provider: str, status: int, message: str, shared: bool) -> None:
+    outcome = classify({"provider": provider, "status": status, "body": json.dumps(E(message))})
+    assert outcome.is_limit
+    assert outcome.shared is shared
+
+
+@pytest.mark.parametrize(
     ("message", "closed"),
     [
         ("Sorry, your account was suspended. Contact Support", True),

@@ -394,7 +394,9 @@ class SignalTable(Struct, frozen=True, kw_only=True):
             if rule.scope is None and self.plan_scope and not _is_counted_per_model(facts):
                 scope = self.plan_scope
         limited = cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA) and scope is not Scope.NONE
-        shared = self.shared if rule.shared is None else rule.shared
+        shared = rule.shared
+        if shared is None:
+            shared = self.shared and not _OF_THE_KEY.search(facts.message)
         return Outcome(
             cls=cls,
             scope=scope,
@@ -412,6 +414,13 @@ class SignalTable(Struct, frozen=True, kw_only=True):
             money=cls is OutcomeClass.QUOTA and rule.waits == (),
         )
 
+
+# Narrower than the owner of the account: other keys, and those of other workspaces, serve on.
+_OF_THE_KEY = LazyPattern(
+    r"\b(?:for|of|on|by) the (?:api[ -]?)?key\b|\b(?:this|your) (?:api[ -]?)?key\b"
+    r"|\bworkspace (?:api )?(?:usage|spend)",
+    re.IGNORECASE,
+)
 
 # "on tokens per day (TPD)": OpenAI's dialect, in which each model has its own count.
 _COUNTED = LazyPattern(
