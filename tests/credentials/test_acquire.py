@@ -51,7 +51,8 @@ async def test_the_project_is_named(github: FakeGitHub, body: Any) -> None:
             ExchangeRefused,
             "does not serve this account: UNSUPPORTED",
         ),
-        ((200, {}, "<html>"), ExchangeRefused, "names no project"),
+        ((200, {}, "<html>"), ExchangeFailed, "answered with 200, and no JSON"),
+        ((302, {"location": "/login"}, ""), ExchangeFailed, "answered with 302"),
         (
             (403, {}, {"error": {"message": "no ya29.secret\nhere"}}),
             ExchangeRefused,

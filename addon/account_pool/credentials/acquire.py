@@ -364,6 +364,8 @@ def read_project(response: HttpResponse, token: Secret, wall_now: float) -> str:
     fields = response.fields()
     if response.status != 200:
         raise _refusal(response, fields, token, wall_now)
+    if not fields:  # of a gateway, such as one that wants its user to log in
+        raise ExchangeFailed("the request for its project was answered with 200, and no JSON")
     project = fields.get("cloudaicompanionProject")
     if isinstance(project, dict):
         project = project.get("id")
@@ -384,7 +386,7 @@ def _refusal(
     described = f": {reason}" if reason else ""
     text = f"the request for its project was answered with {response.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
-    if response.status in (401, 408, 425, 429) or response.status >= 500:
+    if response.status in (401, 408, 425, 429) or not 400 <= response.status < 500:
         return ExchangeFailed(text, retry_after(response.headers, wall_now, response.status))
     return ExchangeRefused(f"{text}; {_HOW}", response.status)
 

@@ -306,6 +306,8 @@ def read_refusal(
     passing = status in (408, 425, 429) or status >= 500 or notification == "server_error"
     if limited or passing:
         return ExchangeFailed(f"{status}{described}", retry_after_s)
+    if status < 400:  # of a gateway, such as one that wants its user to log in
+        return ExchangeFailed(f"{status} is no answer to an exchange{described}", retry_after_s)
     if status == 403:
         return ExchangeRefused(f"403: no Copilot access{described}", status)
     return ExchangeRefused(f"{status}: the exchange refused{described}", status)
