@@ -76,6 +76,7 @@ def test_paths_are_those_written(gateway: Provider) -> None:
     assert gateway.route(head("GET", "/models/a")) is Route.POOL
     assert gateway.route(head("GET", "/chat")) is Route.PASS
     assert gateway.route(head("POST", "/v1/chat/completions")) is Route.PASS
+    assert gateway.posts == frozenset()
 
 
 @pytest.mark.parametrize(

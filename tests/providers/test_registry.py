@@ -193,7 +193,21 @@ def test_no_request_breaks_a_provider(
     for provider in (*BUILT_IN.values(), GATEWAY):
         assert provider.route(request) in Route
         assert provider.kind is None or isinstance(provider.kind(request), str)
-        provider.model(request)
+        assert provider.model is None or isinstance(provider.model(request), str | None)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["authorization", "upgrade", "anthropic-beta", "user-agent", "x-api-key"]),
+        st.sampled_from(["websocket", "Bearer sk-ant-oat01-fake", "Bearer ek_fake"]) | st.text(),
+    )
+)
+def test_posts_are_what_route_says_of_them(headers: dict[str, str]) -> None:
+    assert BUILT_IN["openai"].posts and BUILT_IN["groq"].posts
+    for provider in (*BUILT_IN.values(), GATEWAY):
+        for path in provider.posts:
+            request = RequestHead(method="POST", host="h", port=1, path=path, headers=headers)
+            assert provider.route(request) is Route.POOL, (provider.name, path)
 
 
 LISTS = ("", "/v1", "/api/v1", "/v1beta", "/openai", "/openai/v1", "/compatible-mode/v1", "/zen/v1")

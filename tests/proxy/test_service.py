@@ -82,7 +82,9 @@ def test_providers_without_an_account_have_no_hosts():
 
 
 def test_of_several_providers_at_a_host_the_first_that_wants_it_has_it():
-    uninterested = replace(openai.PROVIDER, name="other", route=lambda _head: Route.PASS)
+    uninterested = replace(
+        openai.PROVIDER, name="other", route=lambda _head: Route.PASS, posts=frozenset()
+    )
     mine = like(openai.PROVIDER, "mine", [HostRule("api.openai.com")])
     service = service_of(
         account("one", "other"), account("one", "mine"), providers=[uninterested, mine]

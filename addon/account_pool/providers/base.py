@@ -276,6 +276,8 @@ class LocalResponse(msgspec.Struct, frozen=True):
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """One API family.
 
+        posts: paths of which it says that an account serves a POST, whatever else that says:
+            mostly it need not be asked.
     Attributes:
         name: as written in accounts.yaml.
         hosts: where its API lives.
@@ -331,6 +333,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             limits it speaks of.
         host_per_account: its hosts are those its accounts name, and no others.
         companions: keys of accounts.yaml that its accounts may set beside the token.
+    posts: frozenset[str] = frozenset()
     """
 
     name: str

@@ -73,11 +73,14 @@ def compatible(
         shared=shared,
         owner=owner,
     )
+    prefixes, below = tuple(prefixes), tuple(posts)
+    pooled_posts = frozenset(prefix + path for prefix in prefixes for path in below)
     return Provider(
         name=name,
         hosts=tuple(HostRule(host) for host in hosts),
         env=env,
-        route=_route(tuple(prefixes), tuple(posts), tuple(gets), stored),
+        route=_route(prefixes, pooled_posts, tuple(gets), stored),
+        posts=pooled_posts,
         credential_headers=_CREDENTIAL_HEADERS,
         conversation=partial(sessions.conversation, stored=stored),
         created_ids=partial(sessions.ids_in_response, stored=stored),
@@ -101,11 +104,10 @@ _BELOW = r"(?:/(?!\.)(?:[\w@:~.-]|%2[fF]|%3[aA])+)*"
 
 def _route(
     prefixes: tuple[str, ...],
-    posts: tuple[str, ...],
+    pooled_posts: frozenset[str],
     gets: tuple[str, ...],
     stored: StoredObjects | None,
 ) -> Callable[[RequestHead], Route]:
-    pooled_posts = frozenset(prefix + path for prefix in prefixes for path in posts)
     heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)
     pooled_gets = re.compile(rf"(?:{heads}){_BELOW}")
 

@@ -410,7 +410,7 @@ def _placed(provider: Provider, definition: Definition) -> Provider:
     if names or query:
         changed = replace(changed, swap=_swap(changed, definition))
     if definition.paths:
-        changed = replace(changed, route=_route(definition.paths))
+        changed = replace(changed, route=_route(definition.paths), posts=frozenset())
     if definition.owner is not None and (owner := definition.owner.header) is not None:
         changed = replace(changed, owner=lambda headers: headers.get(owner) or None)
     return changed

@@ -264,6 +264,7 @@ PROVIDER = Provider(
     hosts=(HostRule("api.openai.com"),),
     env=("OPENAI_API_KEY",),
     route=route,
+    posts=_POOL_POST,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, stored=STORED),
     issued_headers=frozenset({sessions.TURN_STATE}),

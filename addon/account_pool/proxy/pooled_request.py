@@ -522,6 +522,8 @@ class Recognizer:
     def _route_without_tokens(self, provider: Provider, head: RequestHead) -> Route:
         """Say whose business a request is that may return a token of an account: ours, too."""
         if not owners_of_tokens(provider, head, self._pins):
+            if head.method == "POST" and head.path in candidate.posts:
+                return candidate, Route.POOL
             return Route.PASS
         kept = {n: value for n, value in head.headers.items() if n not in provider.issued_headers}
         return provider.route(dataclasses.replace(head, headers=kept))
