@@ -9,7 +9,7 @@ from tests.providers.outcomes import classify
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.providers.base import CannotSwap, RequestHead, Route
+from account_pool.providers.base import CannotSwap, RequestHead, Route, body_model
 from account_pool.providers.gemini_cli import PROVIDER
 
 GEMINI_CLI = "GeminiCLI/0.61.0/gemini-3.1-pro-preview (linux; x64; terminal)"
@@ -56,7 +56,8 @@ def test_route(method: str, path: str, client: str, expected: Route) -> None:
 def test_model() -> None:
     body = b'{"model":"gemini-3.1-pro-preview","project":"p"}'
     asked = head("POST", "/v1internal:generateContent", body=body)
-    assert PROVIDER.model(asked) == "gemini-3.1-pro-preview"
+    assert PROVIDER.model is None
+    assert body_model(asked) == "gemini-3.1-pro-preview"
 
 
 def swapped(content: bytes, method: str = "generateContent", project: str | None = "ours") -> bytes:

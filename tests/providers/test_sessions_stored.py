@@ -231,10 +231,3 @@ def test_garbage_fails_nobody() -> None:
         asked = head("/v1/files", garbage)
         sessions.ids_in_request(asked, asked.json, openai.STORED)
         sessions.ids_in_response(asked, lambda text=garbage: text, {}, openai.STORED)  # type: ignore[misc]
-
-
-def test_a_head_that_was_asked_too_early_has_its_body_once_it_is_there() -> None:
-    asked = head("/v1/responses", b"")
-    assert asked.json is None
-    asked.complete(b'{"model": "gpt-5"}')
-    assert asked.json is not None and asked.json.model == "gpt-5"

@@ -14,7 +14,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import REMEDIES
-from account_pool.providers.base import RequestHead, Route
+from account_pool.providers.base import RequestHead, Route, body_model
 from account_pool.providers.registry import BUILT_IN, HostIndex
 
 #: Vendor: host, a pooled path, and one that belongs to the client's account.
@@ -83,8 +83,9 @@ def test_the_key_replaces_whatever_the_client_sent(name: str) -> None:
 def test_kind_and_model(name: str) -> None:
     request = head(name, VENDORS[name][1], body=b'{"model":"org/m-1:free","stream":true}')
     assert (BUILT_IN[name].kind, BUILT_IN[name].token_kind) == (None, "key")
-    assert BUILT_IN[name].model(request) == "org/m-1:free"
-    assert BUILT_IN[name].model(head(name, VENDORS[name][1], body=b"--form")) is None
+    assert BUILT_IN[name].model is None
+    assert body_model(request) == "org/m-1:free"
+    assert body_model(head(name, VENDORS[name][1], body=b"--form")) is None
 
 
 CHUNK = {"id": "x", "object": "chat.completion.chunk"}

@@ -184,6 +184,18 @@ def test_headers_are_shown_to_who_learns_from_them():
     assert seen == ["x/1"]
 
 
+@pytest.mark.parametrize("model", [None, lambda head: head.json and head.json.model])
+def test_a_head_that_was_asked_too_early_has_its_body_once_it_is_there(model):
+    service = service_of("one", providers=[replace(openai.PROVIDER, model=model)])
+    call = opened(service)
+    assert call.head.json is None
+    made = request()
+    made.content = b'{"model": "gpt-5"}'
+    assert call.facts(made).model == call.head.json.model == "gpt-5"
+    made.content = b"--form"
+    assert (call.facts(made).model, call.head.json, call.head.body) == (None, None, b"--form")
+
+
 # -- serving
 
 

@@ -36,7 +36,7 @@ class RequestHead:
     """A request as a provider sees it. Not to be changed by one. `repr()` shows no credential.
 
     Not frozen: one is made per request, a frozen one costs several times as much, and
-    its body comes later than its head.
+    its body comes later than its head: whoever has it sets `body`, and `json` with it.
 
     Attributes:
         method: upper case.
@@ -59,14 +59,7 @@ class RequestHead:
     @cached_property
     def json(self) -> Body | None:
         """The body, parsed once; None if it is not a JSON object."""
-        if not self.body or self.body[:1] not in b"{ \t\r\n":
-            return None
         return body_from(self.body)
-
-    def complete(self, body: bytes) -> None:
-        """Take the body, which has come."""
-        self.body = body
-        vars(self).pop("json", None)
 
 
 _NOTHING = msgspec.Raw(b"")
@@ -106,13 +99,14 @@ class Body(msgspec.Struct):
     request: msgspec.Raw = _NOTHING
 
 
-_DECODER = msgspec.json.Decoder(Body)
+#: Parses a body. Raises one of NOT_READ if it is not a JSON object.
+decoded_body = msgspec.json.Decoder(Body).decode
 
 
 def body_from(text: bytes | msgspec.Raw) -> Body | None:
     """Return *text* parsed; None if it is not a JSON object."""
     try:
-        return _DECODER.decode(text)
+        return decoded_body(text)
     except NOT_READ:
         return None
 
@@ -276,17 +270,17 @@ class LocalResponse(msgspec.Struct, frozen=True):
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """One API family.
 
-        posts: paths of which it says that an account serves a POST, whatever else that says:
-            mostly it need not be asked.
     Attributes:
         name: as written in accounts.yaml.
         hosts: where its API lives.
         env: environment variables that hold a credential when there is no
             accounts.yaml, in order of preference.
         route: who serves a request.
+        posts: paths of which it says that an account serves a POST, whatever else that says:
+            mostly it need not be asked.
         kind: which kind of credential the request takes (`Credential.kind`), judged
             by the client that sent it; None: *token_kind*.
-        model: the model a request asks for, None if it names none; by default that of its body.
+        model: the model a request asks for, None if it names none; None: `body_model` tells.
         credential_headers: lower-case names that may carry the client's credential or
             companions of it; masked on everything that is shown or written to disk.
         credential_query: query parameters that may.
@@ -333,15 +327,15 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             limits it speaks of.
         host_per_account: its hosts are those its accounts name, and no others.
         companions: keys of accounts.yaml that its accounts may set beside the token.
-    posts: frozenset[str] = frozenset()
     """
 
     name: str
     hosts: tuple[HostRule, ...]
     env: tuple[str, ...]
     route: Callable[[RequestHead], Route]
+    posts: frozenset[str] = frozenset()
     kind: Callable[[RequestHead], str] | None = None
-    model: Callable[[RequestHead], str | None] = body_model
+    model: Callable[[RequestHead], str | None] | None = None
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()
     conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION

@@ -29,6 +29,7 @@ from account_pool.core import browser
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.browser import Allowed, Host, Sender, address_of, is_loopback
+from account_pool.core.json_values import NOT_READ
 from account_pool.core.lease import RequestFacts
 from account_pool.core.sessions import Pins
 from account_pool.core.wrong import without_secrets
@@ -39,6 +40,7 @@ from account_pool.providers.base import (
     Provider,
     RequestHead,
     Route,
+    decoded_body,
     is_websocket,
 )
 from account_pool.providers.registry import HostIndex
@@ -203,15 +205,19 @@ class PooledRequest(Struct, eq=False):
         *user* is the name that its client gave to `proxyauth`.
         """
         head, provider = self.head, self.provider
-        head.complete(_decoded_body(head, request))
-        model, told = provider.model(head), provider.conversation(head)
+        _take_body(head, request)
+        if provider.model is not None:
+            model = provider.model(head)
+        else:
+            model = None if head.json is None else head.json.model
+        told = provider.conversation(head)
         if told.session is not None and not told.session.startswith(sessions.HASHED):
             told = told._replace(session=self._without_credential(told.session))
         return RequestFacts(
             provider=provider.name,
             kind=provider.kind(head) if provider.kind else provider.token_kind,
             path=head.path,
-            model=model and model[:MAX_MODEL_CHARS],
+            model=model[:MAX_MODEL_CHARS] if model else None,
             socket=head.method == "GET" and is_websocket(head),
             conversation=told,
             body_bytes=len(request.raw_content or b""),
@@ -293,16 +299,20 @@ def read_head(request: http.Request, destination: Destination) -> RequestHead:
     )
 
 
-def _decoded_body(head: RequestHead, request: http.Request) -> bytes:
-    """Return the body of *request*, its content-encoding removed; b"" if it cannot be."""
+def _take_body(head: RequestHead, request: http.Request) -> None:
+    """Give *head* the body of *request*, its content-encoding removed; b"" if it cannot be."""
     body = request.data.content
     if body and "content-encoding" in head.headers:
         try:
-            return request.content or b""
+            body = request.content
         except ValueError:
             # Not readable to us; the provider will say what it thinks of it.
-            return b""
-    return body or b""
+            body = None
+    head.body = body or b""
+    try:
+        head.json = decoded_body(head.body) if body else None
+    except NOT_READ:
+        head.json = None
 
 
 # -- pages
@@ -512,6 +522,8 @@ class Recognizer:
     def _whose(self, providers: tuple[Provider, ...], head: RequestHead) -> tuple[Provider, Route]:
         """Return which of *providers*, who share a host, a request is for: the first to want it."""
         for candidate in providers:
+            if head.method == "POST" and head.path in candidate.posts:
+                return candidate, Route.POOL
             wanted = candidate.route(head)
             if wanted is Route.PASS and candidate.issued_headers:
                 wanted = self._route_without_tokens(candidate, head)
@@ -522,8 +534,6 @@ class Recognizer:
     def _route_without_tokens(self, provider: Provider, head: RequestHead) -> Route:
         """Say whose business a request is that may return a token of an account: ours, too."""
         if not owners_of_tokens(provider, head, self._pins):
-            if head.method == "POST" and head.path in candidate.posts:
-                return candidate, Route.POOL
             return Route.PASS
         kept = {n: value for n, value in head.headers.items() if n not in provider.issued_headers}
         return provider.route(dataclasses.replace(head, headers=kept))

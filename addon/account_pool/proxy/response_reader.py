@@ -40,7 +40,13 @@ from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins
 from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gate_shape
 from account_pool.core.usage import END_BYTES, CountKey, Usage, Usages, of_answer
-from account_pool.providers.base import Origin, Provider, RequestHead, expects_data
+from account_pool.providers.base import (
+    Origin,
+    Provider,
+    RequestHead,
+    body_model,
+    expects_data,
+)
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy import decoding, redaction
 from account_pool.proxy.decoding import Decoder, End
@@ -130,7 +136,7 @@ class ResponseReader:
         self._announced = int(length) if length.isdigit() else -1
         shape = _shape_of(content_type)
         self._streams = shape == "sse"
-        if shape == "html" and not (asked and expects_data(asked, provider.model)):
+        if shape == "html" and not (asked and expects_data(asked, provider.model or body_model)):
             shape = None
         self._gated = shape if 200 <= response.status_code < 300 else None
         if self.encoding and (self._gated or self._refusal):
