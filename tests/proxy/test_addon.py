@@ -10,8 +10,10 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.serverplayback import ServerPlayback
 from mitmproxy.addons.view import View
 from mitmproxy.log import ALERT
+from mitmproxy.proxy.layers.http import HttpRequestHook
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow
@@ -24,6 +26,8 @@ from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.events import Pause
+from account_pool.proxy.fast.handler import HookTable
+from account_pool.proxy.fast.known import is_of_replays
 from account_pool.proxy.flow_view import ViewRetention
 from tests.e2e.harness import FAST
 from tests.proxy.fast.known import needs_known
@@ -370,6 +374,22 @@ async def test_live_requests_are_left_to_the_layer(load):
     flow.is_replay = None
     await hook(addon, flow)
     assert flow.response is None
+
+
+async def test_a_request_that_is_no_replay_is_spared_the_hook(load, monkeypatch):
+    seen: list[object] = []
+    monkeypatch.setattr(AccountPool, "request", lambda _addon, flow: seen.append(flow))
+    addon, tctx = load()
+    assert is_of_replays(addon, addon.request)
+    assert not is_of_replays(addon, addon.done)
+    tctx.master.addons.add(playback := ServerPlayback())
+    table, live = HookTable(tctx.master.addons), tflow.tflow()
+    await table.trigger_event(HttpRequestHook(live))
+    assert seen == []
+    await table.trigger_event(HttpRequestHook(again := replayed()))
+    playback.load_flows([tflow.tflow(resp=True)])
+    await table.trigger_event(HttpRequestHook(live))
+    assert seen == [again, live]
 
 
 async def test_replays_of_other_hosts_are_left_alone(load):

@@ -17,7 +17,7 @@ from mitmproxy.test import taddons
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.proxy.addon import SWITCH_S, AccountPool
 from account_pool.proxy.events import Pause, PoolPauseHook
-from account_pool.proxy.fast.handler import is_our_script
+from account_pool.proxy.fast.known import is_our_script
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "addon" / "pool.py"

@@ -282,7 +282,8 @@ class AccountPool:
 
     def request(self, flow: http.HTTPFlow) -> None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
-        # plain one, has to be caught, once every other addon has seen it.
+        # plain one, has to be caught, once every other addon has seen it. What is looked at
+        # here decides whether this is called at all (`fast.handler`).
         if flow.is_replay:
             if self._replays not in ctx.master.addons:
                 ctx.master.addons.add(self._replays)  # the last one: its turn comes

@@ -29,7 +29,7 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import decoding, error_response
-from account_pool.proxy.fast.handler import is_our_script
+from account_pool.proxy.fast.known import is_our_script
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader

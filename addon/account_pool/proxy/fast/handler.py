@@ -6,8 +6,8 @@ only with the addons: it is looked up once, again whenever an addon came or went
 second, as anybody may have set a hook on one of them. Addons of others may change at any time,
 by what they do in a hook: they are asked each time, by mitmproxy's own way of asking. Functions
 come in groups, one for each addon of the chain with its children: an exception in one skips the
-rest of its group, as in mitmproxy. Two of mitmproxy's own are called only where they may do
-anything (`_spared`).
+rest of its group, as in mitmproxy. Two of mitmproxy's own, and one of ours, are called only
+where they may do anything (`_spared`).
 
 The queue (step `inline`): mitmproxy runs each hook in a task, which ends with an event of its
 own. Here a hook runs where the layers ask for it; only if one of its functions awaits something,
@@ -53,7 +53,9 @@ from mitmproxy.utils import asyncio_utils
 from account_pool.proxy.fast.known import (
     handler_functions,
     is_map_local,
+    is_of_replays,
     is_onboarding,
+    is_our_script,
     knows_handler,
     knows_reading,
     knows_walk,
@@ -75,9 +77,6 @@ READ_BYTES = 65535
 _WALK = ("trigger_event", "handle_lifecycle", "invoke_addon", "_iter_hooks")
 
 _NOTHING: Iterator[Function] = iter(())
-
-#: All that pool.py has of its own, wherever it is.
-_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
 
 
 class Rest(NamedTuple):
@@ -197,20 +196,13 @@ class HookTable:
             function = getattr(addon, event.name, None)
             if not _is_known(addon) or (function and not callable(function)):
                 return _Asked(self._manager, addon, event)
-            own = (_spared(addon, function),) if function else ()
+            own = (_spared(self._manager, addon, function),) if function else ()
             below = [self._group(child, event) for child in getattr(addon, "addons", ())]
         except Exception:
             return _Asked(self._manager, addon, event)  # It comes again where it counts.
         if all(isinstance(group, tuple) for group in below):
             return tuple(itertools.chain(own, *below))
         return _Mixed([own, *below])
-
-
-def is_our_script(addon: object) -> bool:
-    """Say whether *addon* is pool.py, as mitmproxy has loaded it."""
-    if type(addon) is not ModuleType:
-        return False
-    return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
 
 
 def _is_known(addon: object) -> bool:
@@ -220,11 +212,11 @@ def _is_known(addon: object) -> bool:
     return type(addon).__module__.startswith(("mitmproxy.", "account_pool."))
 
 
-def _spared(addon: Any, function: Function) -> Function:
+def _spared(manager: AddonManager, addon: Any, function: Function) -> Function:
     """Return *function*, a hook of *addon*; or what calls it only where it may do anything.
 
-    Two hooks of mitmproxy's see late that a request is not theirs. One of them is a coroutine:
-    for its sake, the rest of the hook would run in a task, with each request.
+    Three hooks see late that a request is not theirs. One of them is a coroutine: for its
+    sake, the rest of the hook would run in a task, with each request.
     """
     if is_onboarding(addon, function):
         return lambda flow: (
@@ -234,6 +226,11 @@ def _spared(addon: Any, function: Function) -> Function:
         )
     if is_map_local(addon, function):
         return lambda flow: function(flow) if addon.replacements else None
+    if is_of_replays(addon, function):
+        playback: Any = manager.lookup.get("serverplayback")
+        return lambda flow: (
+            function(flow) if flow.is_replay or getattr(playback, "flowmap", None) else None
+        )
     return function
 
 

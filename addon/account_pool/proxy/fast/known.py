@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mitmproxy.addonmanager import AddonManager
@@ -30,6 +30,9 @@ KNOWN_STREAMS = frozenset({"4c2f10e8", "6364270c"})
 #: Hooks of addons that need not be called for each request: mitmproxy 11.0.2 to 12.3.1.
 KNOWN_ONBOARDING = frozenset({"4cd6202a"})
 KNOWN_MAP_LOCAL = frozenset({"8c3e9484"})
+
+#: All that pool.py has of its own, wherever it is.
+_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
 
 #: What a patch version of Python may word anew.
 _DOCSTRING = re.compile(r'^\s*""".*?"""\n', re.DOTALL | re.MULTILINE)
@@ -132,6 +135,13 @@ def knows_asyncio() -> bool:
 # -- what addons do
 
 
+def is_our_script(addon: object) -> bool:
+    """Say whether *addon* is pool.py, as mitmproxy has loaded it."""
+    if type(addon) is not ModuleType:
+        return False
+    return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
+
+
 def is_onboarding(addon: object, function: object) -> bool:
     """Say whether *function* is the hook that serves mitmproxy's own page to clients.
 
@@ -158,3 +168,13 @@ def is_map_local(addon: object, function: object) -> bool:
     if type(addon) is not MapLocal or "request" in vars(addon):
         return False
     return function == addon.request and digest(MapLocal.request) in KNOWN_MAP_LOCAL
+
+
+def is_of_replays(addon: object, function: object) -> bool:
+    """Say whether *function* is our own hook that sees to mitmproxy's replays.
+
+    It does nothing unless a flow is replayed, or recorded responses are played back.
+    """
+    # By its name: its file imports this one.
+    is_ours = type(addon).__module__ == "account_pool.proxy.addon"
+    return is_ours and function == getattr(addon, "request", None)
