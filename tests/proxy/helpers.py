@@ -35,9 +35,12 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from account_pool.core.account import Account
+from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.sessions import session_lease_of
 from account_pool.core.steps import Limits, Refresh, Wait
 from account_pool.providers import openai
 from account_pool.providers.base import LocalResponse, Provider
@@ -115,6 +118,20 @@ def service_of(
     service.suspends.clocks = (clock.look, clock.look)
     service.suspends.look()
     return service
+
+
+def begun(service: Service, facts: RequestFacts, client: Client) -> Attempts:
+    """Return the attempts of a request of *client*, which runs."""
+    now = service.now()
+    attempts = Attempts(
+        pool=service.pool,
+        facts=facts,
+        session=session_lease_of(facts, service.sessions, service.pins, now),
+        limits=service.settings.limits,
+        chance=service.chance,
+    )
+    service.running.begin(client.id, attempts, now)
+    return attempts
 
 
 def options_of(**changes: Any) -> Options:
@@ -591,7 +608,7 @@ class Rig:
     def assert_at_rest(self) -> None:
         """Nothing is left of any request, and each ended in exactly one hook."""
         assert self.in_flight() == 0
-        assert not self.service._under_way
+        assert not self.service.running
         # A stream that an addon killed stays with mitmproxy as long as its client.
         left = {i: s for i, s in self.layer.streams.items() if not _killed(s)}
         assert left == {}

@@ -60,7 +60,7 @@ def gone(rig, returned, expected) -> None:
     assert rig.in_flight() == 0
     assert returned == expected
     assert rig.cooling() == set()
-    assert not rig.service._under_way
+    assert not rig.service.running
 
 
 def test_while_connecting(rig_of, returned):
@@ -480,5 +480,5 @@ def test_by_chance(monkeypatch, caplog, seed):
     assert play.asked > 500
     assert {200, 429} <= play.statuses
     assert [s.in_flight for s in play.service.pool.accounts] == [0] * 4
-    assert not play.service._under_way
+    assert not play.service.running
     assert "internal error" not in caplog.text

@@ -86,7 +86,7 @@ async def world():
             async with server:
                 yield upstream, service, tctx
         assert sum(state.in_flight for state in service.pool.accounts) == 0
-        assert not service._under_way
+        assert not service.running
 
     return build
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from account_pool.core.instruments import GONE_S
 from account_pool.core.request_rows import RequestRow, row_of
 from account_pool.core.steps import Limits
-from account_pool.proxy import service
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
@@ -166,7 +166,7 @@ def test_a_client_whose_event_never_comes(rig_of, clock):
     rig.service.client_gone(rig.client)
     rig.service.look()
     assert rows(rig) == []
-    clock.advance(service.GONE_S + 1)
+    clock.advance(GONE_S + 1)
     rig.service.look()
     rig.service.look()
     rig.leave()

@@ -25,6 +25,7 @@ from tests.proxy.helpers import (
     CLIENT_KEY,
     FakeClock,
     account,
+    begun,
     client_connection,
     service_of,
 )
@@ -242,8 +243,11 @@ def test_swap_is_made_once_per_credential():
 
 def attempts_of(service, client):
     made = request()
-    attempts, _marks = service.begin(opened(service, made).facts(made), client, replayable=True)
-    return attempts
+    return begun(service, opened(service, made).facts(made), client)
+
+
+def end(service, client, attempts) -> None:
+    service.running.end(client.id, attempts, service.now(), service.wall_now())
 
 
 def test_attempts_under_way_end_with_their_client():
@@ -254,9 +258,9 @@ def test_attempts_under_way_end_with_their_client():
     service.client_gone(client)
     assert attempts.over
     assert summary(service.pool.accounts, now=0.0)["in_flight"] == 0
-    service.end(client, attempts)
+    end(service, client, attempts)
     service.client_gone(client)
-    assert not service._under_way
+    assert not service.running
 
 
 def test_an_error_about_one_of_them_keeps_no_other(caplog):
@@ -277,9 +281,9 @@ def test_ends_leave_nothing():
     client = client_connection()
     several = [attempts_of(service, client) for _ in range(3)]
     for attempts in several:
-        service.end(client, attempts)
-        service.end(client, attempts)
-    assert not service._under_way
+        end(service, client, attempts)
+        end(service, client, attempts)
+    assert not service.running
 
 
 # -- pauses

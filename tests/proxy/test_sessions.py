@@ -15,7 +15,7 @@ from account_pool.proxy import credential_swap
 from account_pool.proxy import pooled_request as call_of
 from account_pool.proxy.pooled_request import Destination
 from account_pool.proxy.response_reader import ResponseReader
-from tests.proxy.helpers import client_connection, service_of
+from tests.proxy.helpers import begun, client_connection, service_of
 from tests.proxy.test_service import opened, request
 
 PLAN = Destination("api.individual.githubcopilot.com", 443, True)
@@ -23,7 +23,7 @@ STORED = json.dumps({"id": "resp_1", "object": "response"}).encode()
 
 
 def lease_of(service, call, made):
-    attempts, _marks = service.begin(call.facts(made), client_connection(), replayable=True)
+    attempts = begun(service, call.facts(made), client_connection())
     step = attempts.begin(service.now())
     assert isinstance(step, Send)
     return step.lease

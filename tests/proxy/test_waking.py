@@ -128,7 +128,7 @@ def test_without_a_suspend_it_is_used_again(rig_of, http2, log):
     for number in (1, 3, 5):
         rig.ask() if http2 else rig.send(post1())
         ok(rig.server, number) if http2 else rig.server.send(OK)
-        sleep(rig, GAP_S - 1)
+        sleep(rig, GAP_S - 1, noticed=True)
     assert len(rig.servers) == 1
     assert log.messages == []
 

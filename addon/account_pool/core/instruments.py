@@ -1,4 +1,4 @@
-"""What the proxy measures: counters and histograms for metrics, and a day of headroom for a chart.
+"""Which requests run, and what is measured: how each ended, histograms, a day of headroom.
 
 Names the provider and the account, never a model or anything else that a client chooses.
 Costs a few microseconds per request, and nothing per chunk.
@@ -85,6 +85,23 @@ class Ended(NamedTuple):
     usage: Usage | None = None
     counted: CountKey | None = None
     status: str | None = None
+
+
+class ServedAs(NamedTuple):
+    """What a good response was counted as.
+
+    Attributes:
+        whole: it came to its end.
+        usage: what it took, as far as it told.
+        counted: day, account and model; None: not at all.
+    """
+
+    whole: bool
+    usage: Usage | None = None
+    counted: CountKey | None = None
+
+
+NOT_COUNTED = ServedAs(whole=True)
 
 
 class RequestLog(Struct, eq=False):
@@ -234,6 +251,94 @@ def reduce(marks: Iterable[tuple[Mark, float]], timings: Timings) -> None:
                 timings.first_byte.observe(at - sent_at)
             case Mark.HANDED_ON:
                 timings.held.observe(at - head_at)
+
+
+#: How long a request whose client has gone waits for the event that says so, seconds.
+GONE_S = 5.0
+
+
+class Running(Struct, eq=False):
+    """The requests of one proxy that run, by client, and what each leaves when it ends.
+
+    Attributes:
+        log: is told of each that has ended.
+        measured: the same.
+        failed: called with an error in either, which keeps no request.
+    """
+
+    log: RequestLog
+    measured: Measured
+    failed: Callable[[Exception], object]
+    #: by client, so that none outlives it
+    _of: dict[str, dict[Attempts, Marks]] = field(default_factory=dict)
+    #: of clients that have gone, whose own event is still to say what came of it
+    _gone: dict[Attempts, tuple[Marks, float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    def begin(self, client: str, attempts: Attempts, now: float) -> Marks:
+        """Note that a request of *client* runs. Return its marks."""
+        marks = self._of.setdefault(client, {})[attempts] = [(Mark.BEGAN, now)]
+        return marks
+
+    def look(self, now: float, wall_now: float) -> None:
+        """Let them notice how long they have waited."""
+        for running in list(self._of.values()):
+            for attempts in list(running):
+                attempts.look(now)
+        for attempts, (marks, gone_at) in list(self._gone.items()):
+            if now - gone_at > GONE_S:
+                del self._gone[attempts]
+                facts, history = attempts.facts, attempts.history
+                self.log.add(Ended(facts, history, marks, now, wall_now, None, whole=True))
+
+    def end(
+        self,
+        client: str,
+        attempts: Attempts,
+        now: float,
+        wall_now: float,
+        *,
+        status: int | None = None,
+        served_as: ServedAs = NOT_COUNTED,
+        left: bool = False,
+    ) -> None:
+        """They have ended.
+
+        Args:
+            status: of the response that the client got; None: it got none.
+            served_as: what it was counted as.
+            left: its client did not wait for it.
+        """
+        running = self._of.get(client, {})
+        marks, is_gone = running.pop(attempts, None), False
+        if marks is None:
+            if (gone := self._gone.pop(attempts, None)) is None:
+                return
+            marks, is_gone = gone[0], True  # it was measured when its client went
+        elif not running:
+            del self._of[client]
+        facts, history = attempts.facts, attempts.history
+        try:
+            self.log.add(Ended(facts, history, marks, now, wall_now, status, *served_as))
+            if not is_gone:
+                self.measured.ended(attempts, marks, left=left)
+        except Exception as e:
+            self.failed(e)
+
+    def client_gone(self, client: str, now: float) -> None:
+        """A safety net: whatever *client* still holds comes back."""
+        for attempts, marks in self._of.pop(client, {}).items():
+            self._gone[attempts] = marks, now
+            try:  # the others come back whatever becomes of this one
+                attempts.left(now)
+            except Exception as e:
+                self.failed(e)
+            try:
+                self.measured.ended(attempts, marks, left=True)
+            except Exception as e:
+                self.failed(e)
 
 
 class DecisionCounter(Struct, eq=False):

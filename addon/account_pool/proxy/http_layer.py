@@ -409,7 +409,10 @@ class PoolHttpLayer(HttpLayer):
 
     def _look_over(self, wanted: GetHttpConnection) -> None:
         """See to it that no connection that could be taken for *wanted* is dead, or has failed."""
-        self.service.suspends.look()
+        suspends = self.service.suspends
+        up, wall = suspends.clocks
+        if up() >= suspends.overdue[0] or wall() >= suspends.overdue[1]:
+            suspends.look()
         for connection in self.connections:
             if connection in self.waiting_for_establishment:
                 continue  # a protocol may be agreed on already, but nobody speaks it yet

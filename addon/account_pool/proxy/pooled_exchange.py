@@ -34,8 +34,10 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 
-from account_pool.core.instruments import Mark
+from account_pool.core.attempts import Attempts
+from account_pool.core.instruments import NOT_COUNTED, Mark
 from account_pool.core.lease import Lease
+from account_pool.core.sessions import session_lease_of
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait, how_unconnected
 from account_pool.core.usage import END_BYTES
@@ -43,20 +45,11 @@ from account_pool.providers.base import CannotSwap, LocalResponse, Route
 from account_pool.proxy import flow_view, headers, redaction
 from account_pool.proxy.counted_streams import filter_of
 from account_pool.proxy.credential_swap import Outgoing
-from account_pool.proxy.events import (
-    EventHandled,
-    InterimResponse,
-    WholeResponse,
-)
-from account_pool.proxy.http_stream import (
-    NO,
-    AttemptStream,
-    takes_trailers,
-    translated,
-)
+from account_pool.proxy.events import EventHandled, InterimResponse, WholeResponse
+from account_pool.proxy.http_stream import NO, AttemptStream, takes_trailers, translated
 from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.refused_attempts import SURELY_READ_BYTES, RefusedAttempts
-from account_pool.proxy.response_reader import NOT_COUNTED, ResponseReader
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
@@ -154,11 +147,18 @@ class PooledUpload(RefusedAttempts):
         if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             return self.respond_locally(provider.refusal(421, wrong, None))
-        facts = call.facts(self.flow.request, user)
-        self.attempts, self.marks = self.service.begin(
-            facts, self.context.client, replayable=not self.flow.request.stream
+        service, facts = self.service, call.facts(self.flow.request, user)
+        now = service.now()
+        self.attempts = attempts = Attempts(
+            pool=service.pool,
+            facts=facts,
+            session=session_lease_of(facts, service.sessions, service.pins, now),
+            limits=service.settings.limits,
+            chance=service.chance,
+            replayable=not self.flow.request.stream,
         )
-        return self._perform(self.attempts.begin(self.service.now()))
+        self.marks = service.running.begin(self.context.client.id, attempts, now)
+        return self._perform(attempts.begin(now))
 
     @property
     def _user(self) -> str:
@@ -560,9 +560,12 @@ class PooledExchange(PooledUpload):
             served_as = NOT_COUNTED._replace(whole=served and not left)
         if self.websocket is not None:
             self.websocket.ended()
-        response = self.flow.response
+        response, service = self.flow.response, self.service
         status = None if response is None else response.status_code
-        self.service.end(self.context.client, attempts, status, served_as, left=left)
+        client, now, wall_now = self.context.client.id, service.now(), service.wall_now()
+        service.running.end(
+            client, attempts, now, wall_now, status=status, served_as=served_as, left=left
+        )
 
     def _refused_at_once(self) -> None:
         """Note a request that no account may serve, once."""

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from mitmproxy import http
@@ -33,6 +33,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom_parsing import ResponseContext
+from account_pool.core.instruments import NOT_COUNTED, ServedAs
 from account_pool.core.json_values import NOT_READ
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import UpstreamResponse
@@ -388,23 +389,6 @@ def _json(body: bytes) -> Any:
 
 
 # -- what it says of the account that gave it
-
-
-class ServedAs(NamedTuple):
-    """What a good response was counted as.
-
-    Attributes:
-        whole: it came to its end.
-        usage: what it took, as far as it told.
-        counted: day, account and model; None: not at all.
-    """
-
-    whole: bool
-    usage: Usage | None = None
-    counted: CountKey | None = None
-
-
-NOT_COUNTED = ServedAs(whole=True)
 
 
 class Clock(Protocol):

@@ -1,4 +1,4 @@
-"""What all requests of one proxy share: the pool, what recognises requests, what is under way.
+"""What all requests of one proxy share: the pool, what recognises requests, which of them run.
 
 It also carries out what paused streams wait for, and notices that the machine has slept.
 """
@@ -26,14 +26,20 @@ from mitmproxy.proxy.layers.http import HttpStream
 
 from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
-from account_pool.core.instruments import Ended, HeadroomHistory, Mark, Marks, Measured, RequestLog
+from account_pool.core.instruments import (
+    Ended,
+    HeadroomHistory,
+    Mark,
+    Measured,
+    RequestLog,
+    Running,
+)
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
-from account_pool.core.sessions import Pins, Sessions, session_lease_of
+from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.state import AccountState
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
@@ -45,7 +51,7 @@ from account_pool.proxy.events import Chunks, Pause
 from account_pool.proxy.fleet import Fleet
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import Recognizer
-from account_pool.proxy.response_reader import NOT_COUNTED, Refusals, ResponseObserver, ServedAs
+from account_pool.proxy.response_reader import Refusals, ResponseObserver
 from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:
@@ -58,8 +64,6 @@ logger = logging.getLogger(__name__)
 REFRESH_TIMEOUT_S = 20.0
 #: How long a client of a stream of ours may leave it unread, and how often that is looked at.
 UNREAD_S, UNREAD_LOOK_S = 60.0, 0.1
-#: How long a request whose client has gone waits for the event that says so, seconds.
-GONE_S = 5.0
 #: Looks that are so far apart had a gap between them, seconds: more than a busy machine
 #: delays the look that is due every five, less than it takes until connections are
 #: forgotten on their way.
@@ -102,6 +106,7 @@ class Service:
         usages: what each account has served.
         measured: how long it took, and what became of requests.
         ended: requests that are over, until a row is written of each.
+        running: those that are not.
         rows_written: called when rows were written.
         decided: what all proxies on the store have decided.
         counted_streams: asks chat streams for their usage.
@@ -145,6 +150,7 @@ class Service:
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
         self.ended = RequestLog()
+        self.running = Running(self.ended, self.measured, log_and_continue.log)
         self.counted_streams = CountedStreams()
         self.rows_written: Callable[[], object] = lambda: None
         self.prices: Callable[[], Prices] = no_prices
@@ -177,10 +183,6 @@ class Service:
         self.fleet = Fleet(self)
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
-        #: attempts under way by client connection, so that none outlives it
-        self._under_way: dict[str, dict[Attempts, Marks]] = {}
-        #: of clients that have gone, whose own event is still to say what came of it
-        self._gone: dict[Attempts, tuple[Marks, float]] = {}
         self.chance = random.random
         self.set_providers(providers)
 
@@ -209,72 +211,11 @@ class Service:
 
     # -- serving
 
-    def begin(
-        self, facts: RequestFacts, client: Client, *, replayable: bool
-    ) -> tuple[Attempts, Marks]:
-        """Return the attempts of one request of *client*, and its marks: it is under way."""
-        now = self.now()
-        attempts = Attempts(
-            pool=self.pool,
-            facts=facts,
-            session=session_lease_of(facts, self.sessions, self.pins, now),
-            limits=self.settings.limits,
-            chance=self.chance,
-            replayable=replayable,
-        )
-        marks = self._under_way.setdefault(client.id, {})[attempts] = [(Mark.BEGAN, now)]
-        return attempts, marks
-
     def look(self) -> None:
-        """Let requests under way notice how long they have waited; note what accounts have left."""
-        now = self.now()
-        self.headroom_history.note(self.pool.accounts, now, self.wall_now())
-        for under_way in list(self._under_way.values()):
-            for attempts in list(under_way):
-                attempts.look(now)
-        for attempts, (marks, gone_at) in list(self._gone.items()):
-            if now - gone_at > GONE_S:
-                del self._gone[attempts]
-                self._note_end(attempts, marks, None, NOT_COUNTED)
-
-    def end(
-        self,
-        client: Client,
-        attempts: Attempts,
-        status: int | None = None,
-        served_as: ServedAs = NOT_COUNTED,
-        *,
-        left: bool = False,
-    ) -> None:
-        """They have ended.
-
-        Args:
-            status: of the response that the client got; None: it got none.
-            served_as: what it was counted as.
-            left: its client did not wait for it.
-        """
-        under_way = self._under_way.get(client.id)
-        if under_way is None or attempts not in under_way:
-            if (gone := self._gone.pop(attempts, None)) is not None:
-                self._note_end(attempts, gone[0], status, served_as)
-            return
-        marks = under_way.pop(attempts)
-        if not under_way:
-            del self._under_way[client.id]
-        try:
-            self._note_end(attempts, marks, status, served_as)
-            self.measured.ended(attempts, marks, left=left)
-        except Exception as e:
-            log_and_continue.log(e)
-
-    def _note_end(
-        self, attempts: Attempts, marks: Marks, status: int | None, served_as: ServedAs
-    ) -> None:
-        whole, usage, counted = served_as
-        now, wall_now, facts = self.now(), self.wall_now(), attempts.facts
-        self.ended.add(
-            Ended(facts, attempts.history, marks, now, wall_now, status, whole, usage, counted)
-        )
+        """Let requests that run notice how long they have waited; note what accounts have left."""
+        now, wall_now = self.now(), self.wall_now()
+        self.headroom_history.note(self.pool.accounts, now, wall_now)
+        self.running.look(now, wall_now)
 
     def refused_at_once(self, facts: RequestFacts, status: int) -> None:
         """A request was refused that no account may serve."""
@@ -284,13 +225,7 @@ class Service:
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
-        for attempts, marks in self._under_way.pop(client.id, {}).items():
-            now = self.now()
-            self._gone[attempts] = marks, now
-            with log_and_continue:  # the others come back whatever becomes of this one
-                attempts.left(now)
-            with log_and_continue:
-                self.measured.ended(attempts, marks, left=True)
+        self.running.client_gone(client.id, self.now())
 
     async def carry_out(self, pause: Pause) -> None:
         """Carry out what a stream waits for."""
@@ -487,6 +422,7 @@ class Suspends:
 
     Attributes:
         clocks: those by which one is noticed.
+        overdue: what they show when a look has come too late: there was a gap before it.
         woke_at: when one was noticed last, seconds since the epoch.
         attend: told of a layer after one, and of its connections that shall be closed.
     """
@@ -495,13 +431,15 @@ class Suspends:
         self._service = service
         self.clocks = CLOCKS
         self._watch = Watch(*[clock() for clock in self.clocks])
+        self.overdue = (-inf, -inf)
         self.woke_at = -inf
         self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
 
     def look(self) -> None:
         """Notice a suspend, if there was one since the last look."""
-        up, wall = self.clocks
-        gap = self._watch.look(up(), wall())
+        up, wall = [clock() for clock in self.clocks]
+        self.overdue = up + GAP_S, wall + GAP_S
+        gap = self._watch.look(up, wall)
         if gap is None:
             return
         self.woke_at = self._service.wall_now()
