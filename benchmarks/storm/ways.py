@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import assert_never
 
+from account_pool.core import reactions
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secret
@@ -133,7 +134,7 @@ class Pooled:
                 cooldown_s=max(wait_s - (clock.now - sent_at), 0.0),
                 replayable=True,
             )
-            self._perform(attempts, attempts.refused(outcome, clock.now), served, told)
+            self._perform(attempts, reactions.refused(attempts, outcome, clock.now), served, told)
 
         def committed() -> None:
             attempts.committed(clock.now)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from account_pool.core import websocket_moves
+from account_pool.core import reactions, websocket_moves
 from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
@@ -64,15 +64,15 @@ def begin(attempts: Attempts, now: float) -> Step:
 
 
 def refused(outcome: Outcome) -> Event:
-    return lambda attempts, now: attempts.refused(outcome, now)
+    return lambda attempts, now: reactions.refused(attempts, outcome, now)
 
 
 def broken(how: Broken, reason: str = "") -> Event:
-    return lambda attempts, now: attempts.broken(how, now, reason)
+    return lambda attempts, now: reactions.broken(attempts, how, now, reason)
 
 
 def refreshed(changed: bool | None) -> Event:
-    return lambda attempts, now: attempts.refreshed(changed, now)
+    return lambda attempts, now: reactions.refreshed(attempts, changed, now)
 
 
 FORBIDDEN_TOO = refused(FORBIDDEN)
@@ -83,7 +83,7 @@ def resumed(attempts: Attempts, now: float) -> Step:
 
 
 def stopped(attempts: Attempts, now: float) -> Step:
-    return attempts.stopped(now)
+    return reactions.stopped(attempts, now)
 
 
 def committed(attempts: Attempts, now: float) -> None:
@@ -683,14 +683,14 @@ def test_a_response_to_the_old_credential_that_ends_in_a_limit() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> committed
     renewed(play, 1.0)
-    play.attempts.refused_late(quota(600.0), 2.0)
+    reactions.refused_late(play.attempts, quota(600.0), 2.0)
     assert available(play.pool, now=2.0) == {"a", "b"}
 
 
 def test_a_response_that_ends_in_what_was_not_understood_benches_nobody_alone() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> committed
-    play.attempts.refused_late(UNKNOWN_402, 2.0)
+    reactions.refused_late(play.attempts, UNKNOWN_402, 2.0)
     assert available(play.pool, now=2.0) == {"a", "b"}
     assert play.suspects == ["a"]
 
@@ -1178,9 +1178,9 @@ def test_two_requests_that_trip_the_same_account_count_once() -> None:
     first, second = Play(pool=pool), Play(pool=pool)
     first.at(0.0) >> begin << "send a"
     second.at(0.1) >> begin << "send a"
-    first.step = first.attempts.refused(rate_limit(), 1.0)
+    first.step = reactions.refused(first.attempts, rate_limit(), 1.0)
     first << "send b"
-    second.step = second.attempts.refused(rate_limit(), 1.1)
+    second.step = reactions.refused(second.attempts, rate_limit(), 1.1)
     # Where both go, the first goes ahead.
     second << "wait until 1.25 or change"
     second.at(1.25) >> resumed << "send b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from account_pool.core import reactions
 from account_pool.core.account import Account
 from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
@@ -181,7 +183,7 @@ class AttemptsMachine(RuleBasedStateMachine):
 
     def tell(self, attempts: Attempts, name: str, telling: Telling | None = None) -> None:
         """An event: its step is well formed; an illegal one raises and changes nothing."""
-        event = getattr(attempts, name)
+        event = getattr(attempts, name, None) or partial(getattr(reactions, name), attempts)
         given = telling.arguments(name) if telling else ()
         if name not in LEGAL[attempts.phase]:
             before = self.everything(attempts)

@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from account_pool.core import reactions
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
@@ -78,7 +79,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
     def refuse(self, data: st.DataObject, outcome: Outcome) -> None:
         if attempts := self.some(data, Phase.SENT):
-            attempts.refused(outcome, self.now)
+            reactions.refused(attempts, outcome, self.now)
 
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
@@ -99,7 +100,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(data=st.data())
     def shut_down(self, data: st.DataObject) -> None:
         if attempts := self.some(data, Phase.WAITING):
-            attempts.stopped(self.now)
+            reactions.stopped(attempts, self.now)
 
     @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.3, 1.0, 3.0, 61.0]))
     def time_passes(self, data: st.DataObject, seconds: float) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from account_pool.core import reactions
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts
 from account_pool.core.cooldown import MAX_VERDICTS, VERDICT_S
@@ -95,7 +96,7 @@ class World:
             case Send(lease):
                 fate = self.fates[lease.key.label]
                 if fate is not GOOD:
-                    return attempts.refused(fate, self.now)
+                    return reactions.refused(attempts, fate, self.now)
                 attempts.committed(self.now)
                 attempts.finished(self.now)
                 return None
@@ -103,7 +104,7 @@ class World:
                 self.now = max(self.now, until)
                 return attempts.resumed(self.now)
             case Refresh():
-                return attempts.refreshed(False, self.now)
+                return reactions.refreshed(attempts, False, self.now)
             case Deliver() | Synthesize():
                 return step
 
@@ -383,7 +384,7 @@ def test_requests_side_by_side_that_all_refuse_leave_no_verdict_behind() -> None
     # Each is told by one account, then by the other.
     for _ in range(2):
         for attempts in twins:
-            attempts.refused(UNKNOWN_403, 0.0)
+            reactions.refused(attempts, UNKNOWN_403, 0.0)
     assert all(attempts.over for attempts in twins)
     assert not any(state.verdicts for state in world.pool.accounts)
 
@@ -478,7 +479,7 @@ def test_a_credential_that_served_or_was_renewed_a_moment_ago_is_not_renewed() -
     refused(world.pool, UNAUTHORIZED, 59.0, Deliver)
     renewed = refused(world.pool, UNAUTHORIZED, 60.0, Refresh)
     world.pool.accounts.set_credentials(key("a"), keys_of("new"), now=60.0)
-    assert isinstance(renewed.refreshed(True, 60.0), Send)
+    assert isinstance(reactions.refreshed(renewed, True, 60.0), Send)
     renewed.left(61.0)
     refused(world.pool, UNAUTHORIZED, 119.0, Deliver)
     refused(world.pool, UNAUTHORIZED, 120.0, Refresh)
@@ -494,7 +495,7 @@ def refused(pool: Pool, outcome: Outcome, now: float, then: type[Step]) -> Attem
     """Send a request at *now* and refuse it; see what its next step is."""
     attempts = Attempts(pool=pool, facts=FACTS, limits=Limits(), chance=lambda: 0.5)
     attempts.begin(now)
-    assert isinstance(attempts.refused(outcome, now), then)
+    assert isinstance(reactions.refused(attempts, outcome, now), then)
     return attempts
 
 

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from account_pool.core import reactions
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
@@ -117,12 +118,12 @@ class World(RuleBasedStateMachine):
     def refuse(self, data: st.DataObject, outcome: Outcome) -> None:
         if client := self.one_of(data, Phase.SENT):
             client.patient_since = min(client.patient_since, self.now)
-            self.do(client, lambda: client.attempts.refused(outcome, self.now))
+            self.do(client, lambda: reactions.refused(client.attempts, outcome, self.now))
 
     @rule(data=st.data())
     def break_off(self, data: st.DataObject) -> None:
         if client := self.one_of(data, Phase.SENT):
-            self.do(client, lambda: client.attempts.broken(Broken.MAYBE_RAN, self.now))
+            self.do(client, lambda: reactions.broken(client.attempts, Broken.MAYBE_RAN, self.now))
 
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
@@ -222,7 +223,7 @@ class World(RuleBasedStateMachine):
         # An overloaded account, or one that did not answer, is left for others.
         if (
             home in self.pool.failures(PROVIDER).avoided(attempts.facts, self.now)
-            or attempts._asked_another
+            or attempts.tries.asked_another
         ):
             return
         assert self.pool.pick(attempts.facts, now=self.now, only=home) is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mitmproxy.log import ALERT
 from mitmproxy.test import taddons
 
-from account_pool.core import snapshot
+from account_pool.core import reactions, snapshot
 from account_pool.core.attempts import Attempts
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decisions import By
@@ -76,14 +76,14 @@ def test_an_ordinary_request_is_no_line():
     attempts = told.request()
     attempts.committed(told.clock.now())
     attempts.finished(told.clock.now())
-    told.request().refused(REQUEST_ERROR, told.clock.now())
-    told.request().broken(Broken.STALE, told.clock.now())
+    reactions.refused(told.request(), REQUEST_ERROR, told.clock.now())
+    reactions.broken(told.request(), Broken.STALE, told.clock.now())
     assert told.lines == []
 
 
 def test_a_failover_is_one_line():
     told = Told("one", "two")
-    told.request().refused(QUOTA, told.clock.now())
+    reactions.refused(told.request(), QUOTA, told.clock.now())
     assert told.lines == [
         "ALERT openai/one: 429 quota, on cooldown for 2 h -> openai/two (429 "
         "code=insufficient_quota)"
@@ -92,7 +92,7 @@ def test_a_failover_is_one_line():
 
 def test_the_last_refusal_is_one_warning():
     told = Told("one")
-    told.request().refused(QUOTA, told.clock.now())
+    reactions.refused(told.request(), QUOTA, told.clock.now())
     assert told.lines == [
         "WARNING openai/one: 429 quota, on cooldown for 2 h: delivered to the client, retry "
         "after 7200 s "
@@ -104,7 +104,7 @@ def test_an_account_that_was_removed_since():
     told = Told("one")
     attempts = told.request()
     told.pool.accounts.remove(told.keys[0], now=told.clock.now())
-    attempts.refused(QUOTA, told.clock.now())
+    reactions.refused(attempts, QUOTA, told.clock.now())
     assert told.lines == [
         "WARNING openai/one: 429 quota: delivered to the client (429 code=insufficient_quota)"
     ]
@@ -113,8 +113,8 @@ def test_an_account_that_was_removed_since():
 def test_what_is_disabled_after_its_failover_was_told_is_a_line_more():
     told = Told("one", "two")
     attempts = told.request()
-    assert isinstance(attempts.refused(UNAUTHORIZED, told.clock.now()), Refresh)
-    attempts.refreshed(False, told.clock.now())
+    assert isinstance(reactions.refused(attempts, UNAUTHORIZED, told.clock.now()), Refresh)
+    reactions.refreshed(attempts, False, told.clock.now())
     attempts.committed(told.clock.now())
     assert told.lines == [
         "ALERT openai/one: 401 auth_invalid, asked last for 10 min -> openai/two (401)",
@@ -193,7 +193,7 @@ def test_the_client_that_leaves_while_its_account_cools_is_told():
         signal="429",
         replayable=True,
     )
-    attempts.refused(limit, told.clock.now())
+    reactions.refused(attempts, limit, told.clock.now())
     assert told.lines == []
     told.advance(0.5)
     attempts.left(told.clock.now())
@@ -206,13 +206,13 @@ def test_the_client_that_leaves_while_its_account_cools_is_told():
 def test_fifty_at_once_are_two_lines():
     told = Told("one", "two")
     for attempts in [told.request() for _ in range(50)]:
-        attempts.refused(QUOTA, told.clock.now())
+        reactions.refused(attempts, QUOTA, told.clock.now())
     assert len(told.lines) == 1
     told.advance(REPEAT_S)
     assert len(told.lines) == 2
     assert told.lines[1].endswith(" [49 more times in 5 s]")
     told.pool.accounts.clear_cooldown(told.keys[0], now=told.clock.now())
-    told.request().refused(QUOTA, told.clock.now())
+    reactions.refused(told.request(), QUOTA, told.clock.now())
     assert told.lines[-1].endswith("-> openai/two (429 code=insufficient_quota)")
 
 
@@ -298,7 +298,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     facts = RequestFacts(provider=provider.name, kind="key", model="m")
     attempts = Attempts(pool=service.pool, facts=facts, limits=Limits(), chance=lambda: 0.5)
     attempts.begin(clock.now())
-    attempts.refused(outcome, clock.now())
+    reactions.refused(attempts, outcome, clock.now())
     records = json.dumps([d.as_dict(clock.now()) for d in service.pool.decisions])
     table = status_table(
         service.pool.accounts, service.sessions, service.pool.decisions, clock.now()

@@ -5,83 +5,344 @@ whatever order events come in. The shell carries steps out and decides nothing.
 
     phase       event       what follows
     NEW         begin       choose an account
-    SENT        refused     the reaction to the refusal (`_reaction_to`), see below
+    SENT        refused     the reaction to the refusal
                 broken      the same account on a new connection, now or after a pause; or give up
                 withdrawn   choose an account
                 committed   COMMITTED: the response is good, there are no more attempts
     WAITING     resumed     the account that was waited for; or choose one
-                stopped     give up: the proxy shuts down
+                stopped     give up
     REFRESHING  refreshed   the same account with its new credential; or blame it
     COMMITTED   finished    OVER
     any         left        OVER: the client has gone
 
-    reaction        the lease        what follows
-    renew           is kept          REFRESHING, once for each account; then as blame
-    blame           comes back       a verdict; deliver what all have refused, or choose
-    ask_for_model   comes back       as blame, about this model
-    move            teaches a limit  choose an account
-    spread          teaches a pause  WAITING a moment, then choose; deliver after some
-    repeat          is kept          WAITING a moment, then the same account; then another; deliver
-    deliver         comes back       deliver
-
-To choose is to send, to wait in line, or to give up (`account_choice`). To give up is to
-deliver the refusal in hand or, where there is none, to synthesize a response. Which phase a
-step leads to stands in `PHASE_AFTER`. An event that cannot come in the current phase raises
-IllegalEvent and changes nothing. An open WebSocket has events of its own
-(`websocket_moves.py`).
+Here are the events of a request that goes well; those of one that is not served at once are in
+`reactions.py`: refused, broken, withdrawn, refreshed, stopped. To choose is to send, to wait in
+line, or to give up (`AccountChoice`). To give up is to deliver the refusal in hand or, where
+there is none, to synthesize a response. Which phase a step leads to stands in `PHASE_AFTER`. An
+event that cannot come in the current phase raises IllegalEvent and changes nothing. An open
+WebSocket has events of its own (`websocket_moves.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from math import inf
 
-from msgspec.structs import replace
+from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
-from account_pool.core.account_choice import AccountChoice
+from account_pool.core.cooldown import SOCKETS
 from account_pool.core.decisions import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount
 from account_pool.core.health import Suspects
-from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.lease import Lease, RequestFacts, Ticket
+from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import RequestEvents
 from account_pool.core.sessions import SessionLease
+from account_pool.core.state import AccountState
 from account_pool.core.steps import (
-    BARE_JITTER_S,
-    BARE_PAUSE_S,
-    BARE_TRIES,
+    FOLLOW_UP_PATIENCE,
+    MAX_PROBE_BYTES,
     PHASE_AFTER,
     Attempt,
-    Broken,
     Deliver,
     Limits,
     Phase,
-    Refresh,
     Send,
     Step,
     Synthesize,
+    Tries,
     Wait,
-    broken_off,
-    connect_pause_s,
-    is_of_account,
-    overload_pause_s,
-    try_again,
     unserved,
+    was_limited,
 )
 
 #: What its client is told to wait where no deadline is known, seconds.
 CROWDED_PAUSE_S = 1.0
-#: Why a request is not served although an account may be: another proxy may be there soon.
-STOPPING, STOPPING_PAUSE_S = "the proxy is shutting down; try again in a moment", 1.0
-
 #: Of a response that was good.
 OK = Outcome(cls=OutcomeClass.OK)
-_LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+class AccountChoice(Struct, kw_only=True, eq=False):
+    """Chooses the account that a request is sent to, or waits for. Remembers its waits.
+
+    In this order:
+
+    1. the one account that can serve it, if only one can (`SessionLease.owner`);
+    2. an account whose far deadline is in doubt, if this request may ask it (a probe);
+    3. another than that of its conversation, where that one was overloaded or silent, or is
+       used up;
+    4. that of its conversation, also after a short wait: it costs less than a cold cache; a
+       long one moves the conversation at once;
+    5. the one on which a new conversation would best begin;
+    6. whichever the selection policy names;
+    7. while one returns in time, or may: a place in the line;
+    8. one the pool would rather leave alone (`Pool.acquire_anyway`).
+
+    Accounts that have refused the request are not asked again.
+
+    Attributes:
+        pool, facts, limits, session, suspects: as those of `Attempts`.
+        replayable: its body was kept: it can be sent again.
+        avoid: accounts that have refused it.
+        home: the account of its conversation when it was chosen for last.
+        at_home: what is known of that one; None if it is gone.
+        ticket: its place among those who wait, once it had to.
+        nobody: why nobody could serve it when that was asked last, after the last refusal.
+        give_up_at: until when it is held at most; None: it has not had to wait.
+        move_at: until when it waits for the account of its conversation.
+    """
+
+    pool: Pool
+    facts: RequestFacts
+    limits: Limits
+    session: SessionLease
+    suspects: Suspects
+    replayable: bool
+    avoid: set[AccountKey] = field(default_factory=set)
+    home: AccountKey | None = None
+    at_home: AccountState | None = None
+    ticket: Ticket | None = None
+    nobody: NoUsableAccount | None = None
+    give_up_at: float | None = None
+    move_at: float | None = None
+
+    def choose(self, now: float, tries: int) -> Lease | Wait | NoUsableAccount:
+        """Return what the request is sent with, or waits for; or why nobody serves it.
+
+        Args:
+            tries: how often it was sent already.
+        """
+        owner, self.home = self.session.owner, None
+        home = self.find_home(now) if owner is None else None
+        # Asked once: mostly nothing is known that would change where a request begins.
+        quiet = self.pool.is_quiet(self.facts.provider)
+        avoid = self.avoid if quiet and not self.facts.socket else self.avoided(now)
+        if owner is None and not (quiet and home is None and self.session.near is None):
+            preferred = self._preferred(avoid, now, tries, quiet=quiet)
+            if preferred is not None:
+                return preferred
+        try:
+            return self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner)
+        except NoUsableAccount as nobody:
+            return self._wait_or_ask_anyway(nobody, avoid, now, tries)
+
+    def avoided(self, now: float) -> set[AccountKey]:
+        """Accounts not to be asked: those that refused; for a WebSocket those whose last one
+        was told of a limit, and for what all refused lately those it was tried on since,
+        unless nobody else is left.
+        """
+        tried = self.pool.failures(self.facts.provider).tried_since(self.facts, now)
+        avoided = self.avoid.union(tried or ())
+        if self.facts.socket:
+            avoided |= self.limited_sockets(now)
+        if avoided == self.avoid:
+            return self.avoid
+        others = (
+            self.pool.pick(self.facts, now=now, avoid=avoided)
+            or self.pool.shortage(self.facts, now=now, avoid=avoided).last_resort
+        )
+        return avoided if others else self.avoid
+
+    def limited_sockets(self, now: float) -> set[AccountKey]:
+        """Return the accounts whose last WebSocket was told of a limit."""
+        return {
+            state.key
+            for state in self.pool.accounts.of(self.facts.provider)
+            if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
+        }
+
+    def soonest_s(self, now: float) -> float | None:
+        """Seconds until an account could serve this request; None if unknown."""
+        only = self.session.owner
+        if self.pool.pick(self.facts, now=now, only=only) is not None:
+            return 0.0
+        return self.pool.shortage(self.facts, now=now, only=only).wait_s(now)
+
+    def find_home(self, now: float) -> AccountKey | None:
+        home = self.home = self.session.home(now)
+        self.at_home = None if home is None else self.pool.accounts.find(home)
+        return home
+
+    # -- the best one
+
+    def _preferred(
+        self, avoid: set[AccountKey], now: float, tries: int, *, quiet: bool
+    ) -> Lease | Wait | None:
+        """Ask the account that suits this request best, whoever is next; None: any will do."""
+        chosen = None if quiet or tries else self._probe(now)
+        if chosen is None and not tries:
+            chosen = self._begin_elsewhere(avoid, now, quiet=quiet)
+        if chosen is not None:
+            return chosen
+        return self._begin_near(avoid, now) if self.home is None else self._stay(avoid, now)
+
+    def _probe(self, now: float) -> Lease | None:
+        """Ask an account whether a deadline far away still holds, if this request may.
+
+        A refusal is replayed: only what is short, and has no account yet, asks.
+        """
+        if (
+            self.facts.socket
+            or not self.replayable
+            or self.facts.body_bytes > MAX_PROBE_BYTES
+            or self.limits.max_attempts < 2
+            or self.session.near is not None
+            or self.home is not None
+        ):
+            return None
+        return self.pool.acquire_probe(self.facts, now=now)
+
+    def _begin_elsewhere(self, avoid: set[AccountKey], now: float, *, quiet: bool) -> Lease | None:
+        """Ask another account than those that were overloaded or silent a short while ago.
+
+        The conversation moves there when that one serves.
+        """
+        troubled: frozenset[AccountKey] = frozenset()
+        if not quiet:
+            troubled = self.pool.failures(self.facts.provider).avoided(self.facts, now)
+        home = self.home or self.session.near
+        state = self.at_home
+        if self.home is None and home is not None:
+            state = self.pool.accounts.find(home)
+        if state is not None and state.is_used_up(self.facts.model, now):
+            # What goes on there is billed as overage: only where an account has room.
+            other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {state.key})
+            if other is not None and not other.headroom.is_spent(self.facts.model):
+                troubled |= {state.key}
+        if not troubled or (home is not None and home not in troubled):
+            return None
+        with suppress(NoUsableAccount):
+            return self.pool.acquire(self.facts, now=now, avoid=avoid | troubled)
+        return None
+
+    def _stay(self, avoid: set[AccountKey], now: float) -> Lease | Wait | None:
+        """Ask the account the conversation lives on, or wait for it; None to go elsewhere."""
+        home, state = self.home, self.at_home
+        if state is not None and self._is_asked_last(state, avoid, now):
+            return None
+        kind, model = self.facts.kind, self.facts.model
+        until = -inf if state is None else state.cools_for(kind, model, now)
+        if until > now and until > self._patient_until(now):
+            return None  # a limit, mostly: seen at once, without a reason for people
+        try:
+            return self.pool.acquire(self.facts, now=now, avoid=avoid, only=home)
+        except NoUsableAccount as nobody:
+            move_at = self._patient_until(now)
+            if nobody.frees_by(move_at, now) and self._may_wait():
+                return self._wait_in_line(nobody, avoid, home, move_at)
+            return None
+
+    def _begin_near(self, avoid: set[AccountKey], now: float) -> Lease | None:
+        """A new conversation: ask the account it would best begin on, if there is one."""
+        near = self.session.near
+        state = None if near is None else self.pool.accounts.find(near)
+        if state is not None and not self._is_asked_last(state, avoid, now):
+            with suppress(NoUsableAccount):
+                return self.pool.acquire(self.facts, now=now, avoid=avoid, only=near)
+        return None
+
+    def _is_asked_last(self, state: AccountState, avoid: set[AccountKey], now: float) -> bool:
+        """Say whether a verdict on *state* is open, and another can be asked before it."""
+        model = self.facts.model
+        if not state.is_suspect(model):
+            return False
+        first = self.pool.pick(self.facts, now=now, avoid=avoid)
+        return first is not None and not first.is_suspect(model)
+
+    def leaves_for_model(self, now: float) -> bool:
+        """Say whether *home* would go on serving the conversation, but for this model."""
+        state = self.at_home
+        if self.home is not None and self.suspects.found and self.suspects.miss_model:
+            return True
+        if state is None or not state.enabled or state.key in self.avoid:
+            return False
+        if state.cooling_until(None, now) > now:
+            return False
+        model = self.facts.model
+        return state.cooling_until(model, now) > now or not state.account.models.allows(model)
+
+    # -- nobody can serve it now
+
+    def _wait_or_ask_anyway(
+        self, nobody: NoUsableAccount, avoid: set[AccountKey], now: float, tries: int
+    ) -> Lease | Wait | NoUsableAccount:
+        owner, hold_until = self.session.owner, self.hold_until(now)
+        if nobody.frees_by(hold_until, now):
+            if self._may_wait():
+                return self._wait_in_line(nobody, avoid, owner, hold_until)
+            nobody.crowd_out()
+            return nobody
+        # No wait is worth it: asked is where we would rather not.
+        lease = self.pool.acquire_anyway(
+            self.facts,
+            now=now,
+            avoid=avoid,
+            only=owner,
+            soon_s=self.limits.max_wait_s,
+            first=not tries,
+        )
+        if lease is None and nobody.retry_at is None and not nobody.may_change and owner is None:
+            nobody.all_refused = {s.lease.key for s in self.suspects.found} == avoid
+        return nobody if lease is None else lease
+
+    def _may_wait(self) -> bool:
+        """Say whether this request may be held; one that was held before keeps its place."""
+        return self.ticket is not None or self.pool.admission.has_room(
+            self.facts.body_bytes, self.limits.max_waiting
+        )
+
+    def _wait_in_line(
+        self,
+        nobody: NoUsableAccount,
+        avoid: set[AccountKey],
+        only: AccountKey | None,
+        give_up_at: float,
+    ) -> Wait:
+        """Wait for an account, or for *only* that one. Its age stays when it waits again."""
+        self.nobody = nobody
+        ticket = self.ticket = self.ticket or Ticket(facts=self.facts)
+        ticket.avoid, ticket.only, ticket.give_up_at = frozenset(avoid), only, give_up_at
+        ticket.home = self.home
+        return Wait(self.pool.admission.wait(ticket, nobody.retry_at), ticket)
+
+    def leave_line(self) -> Lease | None:
+        """Wait no more; return the lease it was given while it waited, if any."""
+        return self.pool.admission.stop_waiting(self.ticket) if self.ticket is not None else None
+
+    def take_given(self, now: float) -> Lease | None:
+        """Leave the line; return the lease it was given, if the request can still use it."""
+        lease = self.leave_line()
+        if lease is None:
+            return None
+        waited_from = self.ticket.home if self.ticket is not None else None
+        self.find_home(now)
+        # Whoever is late does not take a conversation back that went elsewhere meanwhile.
+        if self.session.owner is None and self.home not in (None, lease.key, waited_from):
+            self.pool.release(lease, None, now=now)
+            return None
+        return self.pool.renew(lease, now=now)
+
+    def hold_until(self, now: float) -> float:
+        """Until when this request may be held; the clock starts at the first wait."""
+        if self.give_up_at is None:
+            self.give_up_at = now + self.limits.max_wait_s
+        return self.give_up_at
+
+    def _patient_until(self, now: float) -> float:
+        """Until when the account of the conversation is waited for; one clock for all waits."""
+        if self.move_at is None:
+            patience_s = self.limits.patience_s
+            if self.facts.conversation.follow_up:
+                patience_s *= FOLLOW_UP_PATIENCE
+            self.move_at = min(now + patience_s, self.hold_until(now))
+        return self.move_at
+
+
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Attempts:
     """The attempts of one client request.
 
@@ -99,6 +360,8 @@ class Attempts:
         suspects: refusals that are the fault of their accounts, or of the request.
         events: records what was decided about it, once there is something to record.
         served_by: the lease of the response that was committed.
+        silent_on: that of the attempt whose silence was noted.
+        tries: what has come of attempts that did not serve it.
     """
 
     pool: Pool
@@ -106,27 +369,20 @@ class Attempts:
     limits: Limits
     chance: Callable[[], float]
     replayable: bool = True
-    session: SessionLease = field(default_factory=SessionLease)
+    session: SessionLease = dataclasses.field(default_factory=SessionLease)
     lease: Lease | None = None
-    history: list[Attempt] = field(default_factory=list)
+    history: list[Attempt] = dataclasses.field(default_factory=list)
     phase: Phase = Phase.NEW
     over: bool = False
     keeps_earlier: bool = False
-    suspects: Suspects = field(init=False)
-    choice: AccountChoice = field(init=False)
+    suspects: Suspects = dataclasses.field(init=False)
+    choice: AccountChoice = dataclasses.field(init=False)
     served_by: Lease | None = None
+    silent_on: Lease | None = None
+    tries: Tries = dataclasses.field(default_factory=Tries)
     _events: RequestEvents | None = None
-    #: the lease of the attempt whose silence was noted
-    _silent_on: Lease | None = None
     #: where its conversation lived, when this request takes it elsewhere
     _left: AccountKey | None = None
-    _refused: bool = False
-    _refreshed: set[AccountKey] = field(default_factory=set)
-    _bare_refusals: int = 0
-    _overloads: int = 0
-    #: another account was asked in place of an overloaded one
-    _asked_another: bool = False
-    _breaks: dict[Broken, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.suspects = Suspects(self.pool.health, self.facts)
@@ -148,53 +404,14 @@ class Attempts:
 
     def begin(self, now: float) -> Step:
         """Start: choose an account."""
-        self._expect(Phase.NEW)
-        return self._enter(_choose(self, now), now)
+        self.expect(Phase.NEW)
+        return self.enter(choose(self, now), now)
 
     def began(self, now: float) -> None:
         """The first byte of a response to the running attempt is here, whatever it is."""
         lease = self.lease
         if lease is not None and lease.began_at is None:
             lease.began_at = now
-
-    def refused(self, outcome: Outcome, now: float) -> Step:
-        """The running attempt was answered with something that is not OK."""
-        lease = self.held(Phase.SENT)
-        outcome = outcome.masked(lease.credential.secret)
-        self.history[-1].outcome = outcome
-        # The limit of one says more than that another was not accepted.
-        self.keeps_earlier = (
-            any(a.outcome is not None and a.outcome.cls in _LIMITS for a in self.history[:-1])
-            and outcome.blames_account
-        )
-        self._refused, self.choice.nobody = True, None
-        react = _reaction_to(outcome, self.facts.model)
-        return self._enter(react(self, lease, outcome, now), now)
-
-    def refused_for_ours(self, outcome: Outcome, now: float) -> Step:
-        """The running attempt was refused for what we had added: once more, without that."""
-        lease = self.held(Phase.SENT)
-        self.history[-1].outcome = outcome.masked(lease.credential.secret)
-        return self._enter(_again(self, lease, now), now)
-
-    def broken(self, how: Broken, now: float, reason: str = "") -> Step:
-        """The running attempt ended without a response.
-
-        *reason* says why, for people, as far as it is known; it holds no secret.
-        """
-        lease = self.held(Phase.SENT)
-        signal = f"{how.value}: {reason}" if reason else how.value
-        self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=signal)
-        tries = self._breaks[how] = self._breaks.get(how, 0) + 1
-        step: Step
-        if try_again(how, tries, self.limits) and self.replayable and self.may_send:
-            pause_s = connect_pause_s(how, self.chance())
-            step = _again(self, lease, now, fresh=True) if pause_s is None else Wait(now + pause_s)
-            return self._enter(step, now)
-        self.pool.health.note_broken(lease, now=now, of_account=is_of_account(how))
-        # An earlier refusal says more than that a connection broke.
-        step = Deliver() if self._refused else broken_off(lease.key, how, reason)
-        return self._enter(_give_up(self, step, now), now)
 
     def may_go(self, now: float) -> bool:
         """Say whether the running attempt, if it has not left yet, shall still do so.
@@ -209,50 +426,15 @@ class Attempts:
             return False
         return state.cooling_until(self.facts.model, now) <= now
 
-    def withdrawn(self, now: float) -> Step:
-        """The running attempt has not left, and shall not: choose again."""
-        self.held(Phase.SENT)
-        self.history.pop()
-        self._return(None, now)
-        return self._enter(_choose(self, now), now)
-
-    def refreshed(self, changed: bool | None, now: float) -> Step:
-        """The credential of the running lease was renewed, or not; None: that goes on."""
-        lease = self.held(Phase.REFRESHING)
-        refusal = self.history[-1].outcome
-        assert refusal is not None
-        state = lease.state
-        if changed is None and (state.removed or self.facts.kind not in state.credentials):
-            # It is nobody's fault, and not waited for: others serve, or it is held.
-            self._return(None, now)
-            return self._enter(_choose_if(self, refusal.replayable, now), now)
-        if not changed:
-            return self._enter(_blame(self, lease, refusal, now), now)
-        self.pool.health.note_renewed(lease, now=now)
-        if self.replayable and self.may_send:
-            return self._enter(_again(self, lease, now), now)
-        # It came too late for this request, but it is there for the next.
-        return self._enter(_give_up(self, Deliver(), now), now)
-
     def resumed(self, now: float) -> Step:
         """A wait is over, because of time or because it was called."""
-        self._expect(Phase.WAITING)
+        self.expect(Phase.WAITING)
         if self.lease is not None:
-            return self._enter(_again(self, self.lease, now), now)
+            return self.enter(again(self, self.lease, now), now)
         # Whoever is out of the line is overtaken.
         self.pool.admit(self.facts.provider, now=now)
         lease = self.choice.take_given(now)
-        return self._enter(_choose(self, now) if lease is None else _go(self, lease, now), now)
-
-    def stopped(self, now: float) -> Step:
-        """The proxy shuts down while this is held for an account: its client is told so."""
-        self._expect(Phase.WAITING)
-        given = self.choice.leave_line()
-        if given is not None:
-            self.pool.release(given, None, now=now)
-        message = f"{self.facts.provider}: {STOPPING}"
-        step = Synthesize(503, message, retry_after_s=STOPPING_PAUSE_S)
-        return self._enter(_give_up(self, step, now), now)
+        return self.enter(choose(self, now) if lease is None else go(self, lease, now), now)
 
     def committed(self, now: float) -> None:
         """The response is good and its first byte goes to the client: no more attempts."""
@@ -267,39 +449,11 @@ class Attempts:
 
     def finished(self, now: float) -> None:
         """The committed response has ended, or the client hung up when it had enough."""
-        self._expect(Phase.COMMITTED)
+        self.expect(Phase.COMMITTED)
         self.end(now)
         lease, self.lease = self.lease, None
         if lease is not None:
             self.pool.release(lease, OK, now=now)
-
-    def refused_late(self, outcome: Outcome, now: float) -> None:
-        """A committed response has ended in a refusal: it went on unchanged, the pool learns.
-
-        What the account is told of it, the next request of its conversation meets elsewhere.
-        May come when all is over.
-        """
-        lease = self.served_by
-        if lease is None or lease.epoch != lease.state.epoch:
-            return
-        outcome = outcome.masked(lease.credential.secret)
-        if outcome.is_limit:
-            self.pool.health.learn(lease, outcome, now=now)
-        elif outcome.cls in (OutcomeClass.OVERLOADED, OutcomeClass.SERVER_ERROR):
-            self.pool.failures(self.facts.provider).overloaded(lease, now)
-
-    def look(self, now: float) -> None:
-        """Time has passed: note a silence that is longer than usual, once an attempt."""
-        lease = self.lease
-        if self.phase is not Phase.SENT or lease is None or self._silent_on is lease:
-            return
-        if not self.pool.failures(self.facts.provider).is_silent(lease, now):
-            return
-        avoid = self.choice.avoided(now) | {lease.key}
-        another = self.pool.pick(self.facts, now=now, avoid=avoid) is not None
-        if self.session.owner is None and another:
-            self._silent_on = lease
-            self.events.silent(lease.key, now - lease.started_at, now)
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -311,7 +465,7 @@ class Attempts:
         self.end(now)
         if self._events is not None:
             self._events.wait_ended(By.CLIENT, now)
-        self._return(None, now)
+        self.give_back(None, now)
         given = self.choice.leave_line()
         if given is not None:
             self.pool.release(given, None, now=now)
@@ -332,17 +486,17 @@ class Attempts:
             self._events = RequestEvents(self.pool, self.facts)
         return self._events
 
-    def _expect(self, phase: Phase) -> None:
+    def expect(self, phase: Phase) -> None:
         if self.phase is not phase:
             raise IllegalEvent(f"this event needs phase {phase.value!r}, not {self.phase.value!r}")
 
     def held(self, phase: Phase) -> Lease:
         """Return the lease of the running attempt. Raises IllegalEvent outside of *phase*."""
-        self._expect(phase)
+        self.expect(phase)
         assert self.lease is not None
         return self.lease
 
-    def _enter(self, step: Step, now: float) -> Step:
+    def enter(self, step: Step, now: float) -> Step:
         before, self.phase = self.phase, PHASE_AFTER[type(step)]
         if before is not Phase.NEW or self.phase is not Phase.SENT or self._left is not None:
             if before is Phase.WAITING and not isinstance(step, Wait):
@@ -359,7 +513,7 @@ class Attempts:
         self.phase, self.over = Phase.OVER, True
         self.session.ended(now)
 
-    def _return(self, outcome: Outcome | None, now: float) -> None:
+    def give_back(self, outcome: Outcome | None, now: float) -> None:
         lease, self.lease = self.lease, None
         if lease is not None:
             self.pool.release(lease, outcome, now=now)
@@ -368,19 +522,20 @@ class Attempts:
 # -- how it goes on, or ends
 
 
-def _choose(attempts: Attempts, now: float) -> Step:
+def choose(attempts: Attempts, now: float) -> Step:
+    """Choose an account: send, wait, or give up."""
     if not attempts.may_send:
         return _out_of_attempts(attempts, now)
     match attempts.choice.choose(now, len(attempts.history)):
         case Lease() as lease:
-            return _go(attempts, lease, now)
+            return go(attempts, lease, now)
         case Wait() as wait:
             return wait
         case nobody:
             return _unserved(attempts, nobody, now)
 
 
-def _go(attempts: Attempts, lease: Lease, now: float) -> Step:
+def go(attempts: Attempts, lease: Lease, now: float) -> Step:
     """Send with *lease*; the conversation lives there from now on."""
     home = attempts.choice.home
     moves = home is not None and home != lease.key
@@ -393,19 +548,10 @@ def _go(attempts: Attempts, lease: Lease, now: float) -> Step:
     return attempts.send(lease)
 
 
-def _choose_if(attempts: Attempts, refusal_is_replayable: bool, now: float) -> Step:
-    """Choose again, if the request can be sent again; else deliver the refusal."""
-    if refusal_is_replayable and attempts.replayable:
-        return _choose(attempts, now)
-    # Its client may come back when an account can serve.
-    attempts.suspects.drop(now)
-    return Deliver(attempts.choice.soonest_s(now))
-
-
-def _again(attempts: Attempts, lease: Lease, now: float, *, fresh: bool = False) -> Step:
+def again(attempts: Attempts, lease: Lease, now: float, *, fresh: bool = False) -> Step:
     """Send on the same account once more, if it may still serve."""
     renewed = attempts.lease = attempts.pool.renew(lease, now=now)
-    return _choose(attempts, now) if renewed is None else attempts.send(renewed, fresh=fresh)
+    return choose(attempts, now) if renewed is None else attempts.send(renewed, fresh=fresh)
 
 
 def _unserved(attempts: Attempts, nobody: NoUsableAccount, now: float) -> Step:
@@ -417,8 +563,8 @@ def _unserved(attempts: Attempts, nobody: NoUsableAccount, now: float) -> Step:
     if misses_model and not nobody.crowded:
         return Deliver()  # no wait would make the model known
     attempts.choice.nobody = nobody
-    if attempts._refused and (
-        nobody.crowded or nobody.status is not None or _was_limited(attempts)
+    if attempts.tries.refused and (
+        nobody.crowded or nobody.status is not None or was_limited(attempts.history)
     ):
         return Deliver(wait_s)
     if nobody.crowded:
@@ -427,172 +573,19 @@ def _unserved(attempts: Attempts, nobody: NoUsableAccount, now: float) -> Step:
     return unserved(attempts.facts.provider, nobody, wait_s)
 
 
-def _was_limited(attempts: Attempts) -> bool:
-    """Say whether an account refused it that it does not blame.
-
-    While others are limited, a refusal by an account's own fault is not what keeps the client
-    from its response: told of a bad credential it would log out.
-    """
-    outcomes = [attempt.outcome for attempt in attempts.history]
-    return not all(outcome is not None and outcome.blames_account for outcome in outcomes)
-
-
 def _out_of_attempts(attempts: Attempts, now: float) -> Step:
     attempts.suspects.drop(now)
     attempts.choice.nobody = None
     wait_s, owner = attempts.choice.soonest_s(now), attempts.session.owner
-    if not attempts._refused:
+    if not attempts.tries.refused:
         return unserved(attempts.facts.provider, None, wait_s)
     untried = attempts.pool.pick(attempts.facts, now=now, avoid=attempts.choice.avoid, only=owner)
     again = untried is not None and not untried.is_suspect(attempts.facts.model)
     return Deliver(wait_s, again)
 
 
-def _give_up(attempts: Attempts, step: Deliver | Synthesize, now: float) -> Step:
+def give_up(attempts: Attempts, step: Deliver | Synthesize, now: float) -> Step:
     """End with *step*; it says nothing against the account."""
-    attempts._return(None, now)
+    attempts.give_back(None, now)
     attempts.suspects.drop(now)
     return step
-
-
-# -- reactions to a refusal, each as the table above says
-
-
-def _renew(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """Its credential is renewed, once and if that is worth it."""
-    # Also when this request cannot be sent again: nobody is benched before its
-    # credential was renewed, and the next request will need it.
-    expired = outcome.cls is OutcomeClass.AUTH_EXPIRED and outcome.explicit
-    worth_it = expired or attempts.pool.health.may_renew(lease, now=now)
-    if lease.key not in attempts._refreshed and worth_it:
-        attempts._refreshed.add(lease.key)
-        return Refresh(lease)
-    return _blame(attempts, lease, outcome, now)
-
-
-def _blame(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """It may be the fault of the account, or of the request: the others are asked."""
-    attempts._return(None, now)
-    attempts.choice.avoid.add(lease.key)
-    attempts.suspects.add(lease, outcome, now)
-    tried = attempts.suspects.tried_since(now)
-    if tried is not None:
-        tried.append(lease.key)
-        attempts.suspects.drop(now, acquit=True)
-        return Deliver()
-    return _choose_if(attempts, outcome.replayable, now)
-
-
-def _ask_for_model(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """It is off for this account once another one serves it.
-
-    A name that no account knows is the request's own mistake: it is handed on, and for a
-    while nobody else is asked about it.
-    """
-    absent = replace(
-        outcome,
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        unknown=False,
-        replayable=True,
-    )
-    return _blame(attempts, lease, absent, now)
-
-
-def _move(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """The account cools; the others are asked."""
-    attempts._return(outcome, now)
-    model = attempts.facts.model
-    of_model = outcome.scope is Scope.MODEL and model is None
-    if (outcome.model is not None or of_model) and not (
-        not lease.state.removed and lease.state.cooling_until(model, now) > now
-    ):
-        # What is limited need not be what the request will be chosen by.
-        attempts.choice.avoid.add(lease.key)
-    if outcome.cooldown_s == 0:
-        # "Come back at once" is no reason to wait here: others are asked before.
-        attempts.choice.move_at = now
-    return _choose_if(attempts, outcome.replayable, now)
-
-
-def _spread(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """A 429 without evidence: some others are asked, and not all at once.
-
-    When all who were asked say the same, it is not the accounts' limit but perhaps the
-    address's.
-    """
-    attempts._return(outcome, now)
-    attempts._bare_refusals += 1
-    refusals, choice = attempts._bare_refusals, attempts.choice
-    choice.move_at = now
-    if not (outcome.replayable and attempts.replayable):
-        return _choose_if(attempts, False, now)
-    pool, facts = attempts.pool, attempts.facts
-    failures = pool.failures(facts.provider)
-    avoid = choice.avoid | {lease.key}
-    another = attempts.session.owner is None and pool.pick(facts, now=now, avoid=avoid)
-    limited = failures.is_address_limited(now)
-    if another and refusals < BARE_TRIES and attempts.may_send and not limited:
-        choice.avoid = avoid
-        return Wait(now + BARE_PAUSE_S + attempts.chance() * BARE_JITTER_S)
-    # One of many that are busy or on cooldown tells nothing about the others.
-    all_said_so = refusals > 1 or pool.accounts.is_only(lease.key)
-    if all_said_so and not limited and refusals == len(attempts.history):
-        failures.limit_address(now)
-    if limited or refusals > 1:
-        attempts.suspects.drop(now)
-        return Deliver()
-    return _choose(attempts, now)
-
-
-def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
-    """It is tried once more in place, then once elsewhere: more would make an overload worse."""
-    attempts.pool.failures(attempts.facts.provider).overloaded(lease, now)
-    attempts._overloads += 1
-    if attempts.replayable and attempts.may_send:
-        pause_s = overload_pause_s(outcome, attempts.limits, attempts.chance())
-        if (
-            attempts._overloads == 1
-            and pause_s is not None
-            and now + pause_s <= attempts.choice.hold_until(now)
-        ):
-            return Wait(now + pause_s)
-        other = None if attempts._asked_another else attempts.choice.another(lease, now)
-        if other is not None:
-            attempts._asked_another = True
-            attempts._return(None, now)
-            return _go(attempts, other, now)
-    return _deliver(attempts, lease, outcome, now)
-
-
-def _deliver(attempts: Attempts, _lease: Lease, _outcome: Outcome, now: float) -> Step:
-    """It is the request's own fault, or nobody's: the client gets it as it is."""
-    return _give_up(attempts, Deliver(), now)
-
-
-_Reaction = Callable[[Attempts, Lease, Outcome, float], Step]
-
-_REACTIONS: dict[OutcomeClass, _Reaction] = {
-    OutcomeClass.AUTH_EXPIRED: _renew,
-    OutcomeClass.AUTH_INVALID: _renew,
-    OutcomeClass.FORBIDDEN_ACCOUNT: _blame,
-    OutcomeClass.RATE_LIMIT: _move,
-    OutcomeClass.QUOTA: _move,
-    OutcomeClass.OVERLOADED: _repeat,
-    OutcomeClass.SERVER_ERROR: _repeat,
-    OutcomeClass.REQUEST_ERROR: _deliver,
-    OutcomeClass.TRANSPORT: _deliver,
-    OutcomeClass.OK: _deliver,
-}
-
-
-def _reaction_to(outcome: Outcome, model: str | None) -> _Reaction:
-    """Return what is done about *outcome* of a request for *model*."""
-    match outcome:
-        case Outcome(cls=OutcomeClass.QUOTA, unknown=True):
-            return _blame
-        case Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.NONE):
-            return _spread
-        case Outcome(cls=OutcomeClass.REQUEST_ERROR, missing_model=True) if model:
-            return _ask_for_model
-    return _REACTIONS[outcome.cls]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
+from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
 from account_pool.core.decisions import Decision
 from account_pool.core.headroom import tightest_window
@@ -286,7 +287,7 @@ class Running(Struct, eq=False):
         """Let them notice how long they have waited."""
         for running in list(self._of.values()):
             for attempts in list(running):
-                attempts.look(now)
+                reactions.silent(attempts, now)
         for attempts, (marks, gone_at) in list(self._gone.items()):
             if now - gone_at > GONE_S:
                 del self._gone[attempts]

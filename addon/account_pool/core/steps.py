@@ -9,6 +9,7 @@ may have run is not sent again unless its owner wants that.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 
 from msgspec import Struct
@@ -120,6 +121,37 @@ PHASE_AFTER = {
 
 
 # -- our bounds
+
+
+class Tries(Struct, eq=False):
+    """What has come of attempts that did not serve a request.
+
+    Attributes:
+        refused: one was answered with a refusal.
+        renewed: accounts whose credential was renewed for it.
+        bare: 429s without evidence.
+        overloads: refusals by servers that were overloaded, or failed.
+        asked_another: another account was asked in place of an overloaded one.
+        breaks: how attempts broke.
+    """
+
+    refused: bool = False
+    renewed: frozenset[AccountKey] = frozenset()
+    bare: int = 0
+    overloads: int = 0
+    asked_another: bool = False
+    breaks: tuple[Broken, ...] = ()
+
+
+def was_limited(history: Iterable[Attempt]) -> bool:
+    """Say whether an account refused it that it does not blame.
+
+    While others are limited, a refusal by an account's own fault is not what keeps the client
+    from its response: told of a bad credential it would log out.
+    """
+    outcomes = [attempt.outcome for attempt in history]
+    return not all(outcome is not None and outcome.blames_account for outcome in outcomes)
+
 
 #: Longest pause before an overloaded account is tried once more, full jitter.
 OVERLOAD_PAUSE_S = 1.0

@@ -34,6 +34,7 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 
+from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
 from account_pool.core.instruments import NOT_COUNTED, Mark
 from account_pool.core.lease import Lease
@@ -312,14 +313,14 @@ class PooledExchange(PooledUpload):
                     if (yield from self.client_gone()):
                         return
                     stopped = self.service.turns_away and step.ticket is not None
-                    go_on = attempts.stopped if stopped else attempts.resumed
-                    step = go_on(self.service.now())
+                    now = self.service.now()
+                    step = reactions.stopped(attempts, now) if stopped else attempts.resumed(now)
                 case Refresh():
                     paused = True
                     pause = yield from self._wait(step)
                     if (yield from self.client_gone()):
                         return
-                    step = attempts.refreshed(pause.refreshed, self.service.now())
+                    step = reactions.refreshed(attempts, pause.refreshed, self.service.now())
                 case Deliver():
                     yield from self._deliver(step)
                     return
@@ -346,7 +347,7 @@ class PooledExchange(PooledUpload):
         if error:
             secrets = self.sent_secrets.and_passwords(self.context.options)
             reason = redaction.unconnected(outgoing.address[0], error, secrets)
-            return attempts.broken(how_unconnected(error), self.service.now(), reason)
+            return reactions.broken(attempts, how_unconnected(error), self.service.now(), reason)
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(outgoing.request)

@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.utils import human
 
+from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.outcome import OutcomeClass
@@ -174,9 +175,9 @@ class RefusedAttempts(AttemptStream):
         if asked and self.service.counted_streams.is_refused(
             reader.response.status_code, reader.opening(), model
         ):
-            self._pending = attempts.refused_for_ours(outcome, now)
+            self._pending = reactions.refused_for_ours(attempts, outcome, now)
         else:
-            self._pending = attempts.refused(outcome, now)
+            self._pending = reactions.refused(attempts, outcome, now)
         for server in self.layer.http2.values():
             # What still waits for the account goes elsewhere if it may not be sent any more.
             server.withdraw()
@@ -243,13 +244,14 @@ class RefusedAttempts(AttemptStream):
             pass
         elif isinstance(event, Withdrawn):
             self.server_state = self.state_between_attempts
-            yield from self._perform(self._attempts.withdrawn(self.service.now()))
+            yield from self._perform(reactions.withdrawn(self._attempts, self.service.now()))
         else:
             how = self._how_broken(event)
             self.server_state = self.state_between_attempts
             secrets = self.sent_secrets.and_passwords(self.context.options)
             reason = redaction.reason_of(event.message, secrets)
-            yield from self._perform(self._attempts.broken(how, self.service.now(), reason))
+            now = self.service.now()
+            yield from self._perform(reactions.broken(self._attempts, how, now, reason))
 
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""
@@ -347,7 +349,7 @@ class RefusedAttempts(AttemptStream):
         logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
         yield from self.cancel_attempt("invalid answer")
         self.server_state = self.state_between_attempts
-        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
+        step = reactions.broken(self._attempts, Broken.MAYBE_RAN, self.service.now(), why)
         yield from self._perform(step)
 
     def begin_copy(self) -> None:

@@ -27,7 +27,7 @@ from mitmproxy import http
 from msgspec import Struct
 from msgspec.structs import replace
 
-from account_pool.core import headroom_parsing, reset_hints
+from account_pool.core import headroom_parsing, reactions, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
@@ -486,7 +486,7 @@ class ResponseObserver:
             served_as = ServedAs(whole, usage, counted)
             if refused is not None:
                 response = reader.late_response(refused, model, wall_now)
-                attempts.refused_late(provider.classify(response), self._clock.now())
+                reactions.refused_late(attempts, provider.classify(response), self._clock.now())
         except Exception as e:
             log_and_continue.log(e)
         return served_as

@@ -25,7 +25,7 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.admin.http import ADMIN_HOST
-from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
+from account_pool.core.reactions import STOPPING, STOPPING_PAUSE_S
 from account_pool.providers.base import LocalResponse, Route
 from account_pool.proxy import (
     admin_exchange,
