@@ -154,8 +154,9 @@ def test_nothing_is_kept_where_nothing_is_known() -> None:
 # -- what is lost when a window is reset
 
 
-def test_what_was_left_of_a_long_window_is_reported_once() -> None:
-    pool = pool_of("a", strategy="least-busy")
+@pytest.mark.parametrize("strategy", ["least-busy", "round-robin", "soonest-reset"])
+def test_what_was_left_of_a_long_window_is_reported_once(strategy: str) -> None:
+    pool = pool_of("a", strategy=strategy)
     seen: list[tuple[str, str, float]] = []
     pool.accounts.on_reset = lambda k, w: seen.append((k.label, w.name, w.share))
     minute = Window("tokens", 0.3, 0.0, reset_at=50.0, length_s=60.0)

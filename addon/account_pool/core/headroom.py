@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import takewhile
 from math import inf
 from operator import attrgetter
 from types import MappingProxyType
@@ -121,10 +120,16 @@ class HeadroomSnapshot(NamedTuple):
         """The windows that cover some models only."""
         return [window for window in self.windows.values() if window.model is not None]
 
-    def expired(self, now: float) -> list[Window]:
-        """Return the windows that have expired at *now*."""
-        over = takewhile(lambda expiry: expiry[0] <= now, self.expiries)
-        return [self.windows[name, model if narrow else None] for _, name, narrow, model in over]
+    def resets(self, now: float) -> list[Window]:
+        """Return the long windows that were reset by *now*, as they were told last."""
+        reset: list[Window] = []
+        for expires_at, name, narrow, model in self.expiries:
+            if expires_at > now:
+                break
+            window = self.windows[name, model if narrow else None]
+            if window.reset_at < inf and window.long:
+                reset.append(window)
+        return reset
 
     def at(self, now: float) -> HeadroomSnapshot:
         """Return it without the windows that have expired at *now*."""

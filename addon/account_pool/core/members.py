@@ -16,7 +16,7 @@ which is quick to see.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from math import inf
 from typing import Any, NamedTuple
 
@@ -74,6 +74,7 @@ class RecentFailures(Struct, eq=False):
         bare: accounts that said 429 without evidence, and have not served since.
         address_limited_until, address_limited_at: until when such 429s are taken for a limit
             of the address, and since when; minus infinity if they are not.
+        first_bytes: how long good responses took to begin, seconds, by model.
     """
 
     by_model: dict[str | None, dict[AccountKey, float]] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class RecentFailures(Struct, eq=False):
     bare: set[AccountKey] = field(default_factory=set)
     address_limited_until: float = -inf
     address_limited_at: float = -inf
-    _first_bytes: dict[str | None, deque[float]] = field(default_factory=dict)
+    first_bytes: dict[str | None, deque[float]] = field(default_factory=dict)
 
     # -- accounts that were overloaded, or did not answer
 
@@ -122,7 +123,7 @@ class RecentFailures(Struct, eq=False):
 
     def silence_s(self, model: str | None) -> float:
         """Return beyond how many seconds silence is longer than usual."""
-        samples = sorted(self._first_bytes.get(model, ()))
+        samples = sorted(self.first_bytes.get(model, ()))
         if len(samples) < MIN_SAMPLES:
             return UNKNOWN_S
         usual = samples[min(len(samples) * 99 // 100, len(samples) - 1)]
@@ -176,23 +177,19 @@ class RecentFailures(Struct, eq=False):
 
     # -- good responses
 
-    def served(self, lease: Lease, now: float) -> None:
-        """The response to *lease* is good and has begun."""
-        began_at = now if lease.began_at is None else lease.began_at
-        self._note_first_byte(lease.facts.model, began_at - lease.started_at)
-        if self.refused or self.by_request:
-            what = _what(lease.facts)
-            self.refused.pop(what, None)
-            self.by_request.pop(what, None)
+    def served(self, lease: Lease) -> None:
+        """The response to *lease* is good and has begun: its request is refused no more."""
+        what = _what(lease.facts)
+        self.refused.pop(what, None)
+        self.by_request.pop(what, None)
         if lease.started_at > self.address_limited_at:
             self.address_limited_until = -inf
 
-    def _note_first_byte(self, model: str | None, seconds: float) -> None:
-        samples = self._first_bytes.get(model)
-        if samples is None:
-            _make_room(self._first_bytes, MAX_MODELS)
-            samples = self._first_bytes[model] = deque(maxlen=MAX_SAMPLES)
-        samples.append(seconds)
+    def new_samples(self, model: str | None) -> deque[float]:
+        """Return where the first bytes of *model* are noted, of which there are none yet."""
+        _make_room(self.first_bytes, MAX_MODELS)
+        samples = self.first_bytes[model] = deque(maxlen=MAX_SAMPLES)
+        return samples
 
 
 def _what(facts: RequestFacts) -> Hashable:
@@ -267,13 +264,16 @@ class Members:
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""
-        for window in state.headroom.expired(now):
-            if window.long and window.reset_at < inf:
-                state.forgotten_at = max(state.forgotten_at, window.reset_at)
-                self.on_reset(state.key, window)
+        self.note_resets(state, state.headroom.resets(now))
         state.headroom = state.headroom.at(now)
         kept = state.account.reserve
         state.reserved = reserved(kept, state.headroom, now) if kept else ()
+
+    def note_resets(self, state: AccountState, windows: Iterable[Window]) -> None:
+        """Say that these long windows of *state* were reset."""
+        for window in windows:
+            state.forgotten_at = max(state.forgotten_at, window.reset_at)
+            self.on_reset(state.key, window)
 
     def unplace(self, state: AccountState) -> None:
         self.shortages.clear()

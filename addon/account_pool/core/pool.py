@@ -323,11 +323,16 @@ class Pool:
         if state.removed:
             return
         members = self._members[lease.key.provider]
-        members.failures.served(lease, now)
+        failures, model = members.failures, lease.facts.model
+        began_at = now if lease.began_at is None else lease.began_at
+        first_bytes = failures.first_bytes.get(model) or failures.new_samples(model)
+        first_bytes.append(began_at - lease.started_at)
+        if failures.refused or failures.by_request or failures.address_limited_until > -inf:
+            failures.served(lease)
         if lease.epoch == state.epoch:
             state.served_at = now
             if state.cooldowns or state.verdicts:
-                members.failures.bare.discard(state.key)
+                failures.bare.discard(state.key)
                 self.health.disprove(lease, now)
             if state.doubtful:
                 state.doubtful, state.problem = False, None
@@ -390,8 +395,8 @@ class Pool:
         if lease is not None and lease.epoch != lease.state.epoch:
             return
         members = self._members[key.provider]
-        if state.headroom.changes_at <= now:
-            members.reset(state, now)
+        if state.headroom.changes_at <= now and (over := state.headroom.resets(now)):
+            members.note_resets(state, over)
         was, state.headroom = state.headroom, state.headroom.updated(windows, now)
         kept = bool(state.reserved or state.account.reserve)
         if kept:
@@ -468,7 +473,8 @@ class Pool:
             or state.cooldowns
             or state.verdicts
             or state.reserved
-            or state.headroom.changes_at <= now
+            or state.headroom.spent_changes_at <= now
+            or (state.headroom.changes_at <= now and state.headroom.resets(now))
             or members.shortages
         ):
             members.place(state, now)
