@@ -258,6 +258,12 @@ ROWS: list[tuple[str, int, Any, str] | tuple[str, int, Any, str, dict[str, str]]
     ("gateway", 200, {"code": 200, "msg": "rate limit", "data": {"x": 1}}, OK),
     ("gateway", 200, {"code": 400, "message": "x", "choices": [{"message": {"content": "y"}}]}, OK),
     ("cohere", 429, {"message": "You are past the per month request limit for this model, please wait and try again later."}, QM),
+    # OpenCode's own types, and what is behind it; a type in front of its sentence
+    ("opencode-zen", 403, {"type": "error", "error": {"type": "FreeTierError", "message": "OpenCode's free tier can only be used from within OpenCode"}}, REQ),
+    ("opencode-zen", 403, {"type": "error", "error": {"type": "DataPolicyError", "message": "policy"}}, FM),
+    ("opencode-zen", 402, {"type": "error", "error": {"type": "error", "message": "Upstream request failed: Insufficient account funds"}}, OL),
+    ("gateway", 429, E("FreeUsageLimitError: try later"), Q),
+    ("gateway", 429, E("You are approaching your usage limit"), RN),
     # what belongs to the vendor or to the settings of the account
     ("gemini", 499, {"error": {"code": 499, "message": "The operation was cancelled.", "status": "CANCELLED"}}, S),
     ("gemini-cli", 429, {"error": {"code": 429, "message": "Individual quota reached.", "details": [{"quotaResetDelay": "1h27m36s"}]}}, f"{Q} 5256"),
@@ -290,6 +296,7 @@ def test_public_answers(row: Any) -> None:
         ("gateway", 404, "The model `x` does not exist."),
         ("gateway", 400, 'model "llama3" not found, try pulling it first'),
         ("gateway", 404, "Function '0000': Not found for account 'abc'"),
+        ("gateway", 400, "model not found"),
     ],
 )
 def test_a_model_another_account_may_have(provider: str, status: int, message: str) -> None:

@@ -199,8 +199,11 @@ _MESSAGE_KEYS = (
 #: Names of events that only say "here is an error".
 _NO_WORDS = frozenset({"", "0", "error", "response.failed", "none", "null"})
 
-#: A code that stands before its sentence: "QUOTA_EXCEEDED: ...", "[1113][...]".
-_CODE_FIRST = re.compile(r"\W{0,4}(?:([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b|(?<=\[)([0-9]{4,5})\])")
+#: A code that stands before its sentence: "QUOTA_EXCEEDED: ...", "[1113][...]", "SomeError: ...".
+_CODE_FIRST = re.compile(
+    r"\W{0,4}(?:([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b|(?<=\[)([0-9]{4,5})\]"
+    r"|([A-Z][A-Za-z]{2,40}Error):)"
+)
 #: One that stands alone.
 _CODE = re.compile(r"[\w.:/-]+")
 #: One that stands behind it: "... (1008)".

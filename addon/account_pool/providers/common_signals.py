@@ -168,9 +168,9 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0"),
     # Another account, or none, gets the same.
     Rule("this client is not served", REQUEST_ERROR, status={0, 400, 401, 403},
-        phrase=r"\b(?:only (?:available|accepts?|allows?|supports?|serves?|authorized|usable|for)"
-        r"|restricted to|limited to)\b.{0,40}?\b(?:claude code|codex|gemini cli"
-        r"|coding (?:agents?|tools?)"
+        phrase=r"\b(?:only (?:be used|available|accepts?|allows?|supports?|serves?|authorized"
+        r"|usable|for)|restricted to|limited to)\b.{0,40}?\b(?:claude code|codex|gemini cli"
+        r"|opencode|coding (?:agents?|tools?)"
         r"|(?:official|authorized|approved) (?:clients?|applications?|apps?|tools?))\b"
         r"|(?m:^(?:your|this) client is not (?:authorized|allowed|supported|permitted)\b)"
         r"|仅(?:限|支持|允许).{0,20}(?:客户端|claude code|codex)",
@@ -283,8 +283,8 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         words={"model_not_found", "model_not_available", "unknown_model"}, missing_model=True,
         source="openai error-codes guide (404); Cerebras 404, recorded"),
     Rule("no such model, or not for this account", REQUEST_ERROR, status={0, 400, 404},
-        phrase=r"^(?:the )?(?:requested )?model [`'\"]?[\w./:@~-]{1,120}[`'\"]? (?:does not exist"
-        r"|(?:was |is |could )?not (?:be )?found|is archived)\b"
+        phrase=r"^(?:the )?(?:requested )?model (?:[`'\"]?[\w./:@~-]{1,120}[`'\"]? )?(?:does not"
+        r" exist|(?:was |is |could )?not (?:be )?found|is archived)\b"
         r"|^(?:model|function|deployment)\b.{0,80}\bnot found for (?:this )?(?:account|project)\b",
         missing_model=True, source="vLLM, NVIDIA and Cerebras 404, quoted"),
     # The vendor's own trouble, said to be the request's.
