@@ -38,4 +38,8 @@ def _compare(ours: IndexedHeaders, theirs: http.Headers) -> None:
         assert ours.get(name) == theirs.get(name)
         assert ours.get(name, "none") == theirs.get(name, "none")
         assert ours.get_all(name) == theirs.get_all(name)
+    for name in (b"host", b"x-a", b"missing"):
+        assert ours.last(name) == next(
+            (v for k, v in reversed(theirs.fields) if k.lower() == name), None
+        )
     assert 1 not in ours

@@ -36,6 +36,9 @@ REQUESTS = [
     b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET http://a:81/y HTTP/1.1\r\nX: 1\r\n folded\r\n\r\n",
     b"GET / HTTP/1.1\nHost: a\n\n",
+    b"GET / HTTP/1.1\r\nHost: a\n\r\n",
+    b"POST / HTTP/1.1\nHost: a\r\nContent-Length: 8\r\n\r\nabcd\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 8\n\nabcd\r\n\r\n",
     b"GET /\r\nHost: a\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n",
@@ -45,6 +48,7 @@ REQUESTS = [
 ANSWERS = [
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
     b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 8\n\nabcd\r\n\r\n",
     b"HTTP/1.1 204 No Content\r\n\r\n",
     b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",

@@ -12,6 +12,8 @@ advice on an attempt whose response the client may never see.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from mitmproxy import http
@@ -19,6 +21,7 @@ from mitmproxy.net.http.validate import validate_headers
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
 SWITCHING_PROTOCOLS = 101
 #: What HTTP/2 clients take as a head. At more they end the connection, with all that is on it.
 MAX_LIST_BYTES = 65536 - 100  # of which our status is a part
@@ -28,11 +31,20 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
 _CONTROL = re.compile(rb"[\r\n\0]+[ \t]*")
 
 
+@lru_cache(maxsize=512)
+def _key(name: str | bytes) -> bytes:
+    """Return how *name* stands in an index. The same are asked for, with each message."""
+    return (name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name).lower()
+
+
 class IndexedHeaders(http.Headers):
     """Headers with an index of their fields, made anew when the fields have changed."""
 
     _indexed: Fields | None = None
-    _index: dict[bytes, list[bytes]]
+    #: the value of each name, of several the last
+    _index: dict[bytes, bytes]
+    #: all of them where a name stands more than once
+    _several: dict[bytes, list[bytes]]
 
     @classmethod
     def of(cls, fields: Fields) -> IndexedHeaders:
@@ -41,43 +53,45 @@ class IndexedHeaders(http.Headers):
         headers.fields = fields
         return headers
 
-    def _values(self, name: str | bytes) -> list[bytes] | None:
-        if self._indexed is not self.fields:
-            self._make_index()
-        if isinstance(name, str):
-            name = name.encode("utf-8", "surrogateescape")
-        return self._index.get(name.lower())
-
     def _make_index(self) -> None:
         fields = self.fields
-        index = {field.lower(): [value] for field, value in fields}
-        if len(index) < len(fields):  # one of them stands twice
-            index = {}
-            for field, value in fields:
-                index.setdefault(field.lower(), []).append(value)
-        self._indexed, self._index = fields, index
+        names = [*map(bytes.lower, map(_NAME, fields))]
+        self._index, self._several = dict(zip(names, map(_VALUE, fields), strict=True)), {}
+        if len(self._index) < len(names):
+            for name, (_, value) in zip(names, fields, strict=True):
+                self._several.setdefault(name, []).append(value)
+        self._indexed = fields
+
+    def last(self, name: bytes) -> bytes | None:
+        """Return the value of the last field *name*, a lower-case name; None: there is none."""
+        if self._indexed is not self.fields:
+            self._make_index()
+        return self._index.get(name)
 
     def get_all(self, name: str | bytes) -> list[str]:
-        return [value.decode("utf-8", "surrogateescape") for value in self._values(name) or ()]
-
-    # These two are asked most: they do what `_values` does without a call of it.
+        if self._indexed is not self.fields:
+            self._make_index()
+        key = _key(name)
+        values = self._several.get(key) or [self._index[key]] if key in self._index else []
+        return [value.decode("utf-8", "surrogateescape") for value in values]
 
     def get(self, name: str | bytes, default: Any = None) -> Any:
         if self._indexed is not self.fields:
             self._make_index()
-        if isinstance(name, str):
-            name = name.encode("utf-8", "surrogateescape")
-        values = self._index.get(name.lower())
-        if values is None:
+        value = self._index.get(key := _key(name))
+        if value is None:
             return default
-        return b", ".join(values).decode("utf-8", "surrogateescape")
+        if self._several:
+            value = b", ".join(self._several[key])
+        return value.decode("utf-8", "surrogateescape")
 
     def __contains__(self, name: object) -> bool:
         if self._indexed is not self.fields:
             self._make_index()
-        if isinstance(name, str):
-            name = name.encode("utf-8", "surrogateescape")
-        return isinstance(name, bytes) and name.lower() in self._index
+        return isinstance(name, str | bytes) and _key(name) in self._index
+
+    def __bytes__(self) -> bytes:
+        return b"\r\n".join([*map(b": ".join, self.fields), b""])
 
 
 # -- valid and interim responses

@@ -162,12 +162,11 @@ def _is_kept(request: http.Request | None, response: http.Response | None) -> bo
         return False
     if asked.method == b"CONNECT" or said.status_code < 200:
         return False
-    for name, value in (*asked.headers.fields, *said.headers.fields):
-        if name.lower() == b"connection" and value.lower() != b"keep-alive":
+    for headers in (asked.headers, said.headers):
+        if headers.get("connection", "keep-alive").lower() != "keep-alive":
             return False
-    framing = {name.lower(): value for name, value in said.headers.fields}
-    coding = framing.get(b"transfer-encoding")
-    return b"content-length" in framing if coding is None else coding == b"chunked"
+    coding: str | None = said.headers.get("transfer-encoding")
+    return "content-length" in said.headers if coding is None else coding == "chunked"
 
 
 def _one(command: commands.Command) -> CommandGenerator[None]:
@@ -343,14 +342,21 @@ def _taken(
 
     What is odd stays there, for the base class to find as well, and to say so.
     """
-    lines: list[bytearray] | None = []
-    while lines == []:  # a blank line before the message (RFC 9112, 2.2)
-        buffered = bytes(connection.buf)
-        lines = connection.buf.maybe_extract_lines()
-    if lines is None:
-        return None
+    buffered = bytes(connection.buf)
+    size = buffered.find(b"\r\n\r\n")
+    lines = buffered[:size].split(b"\r\n") if size > 0 else [b""]
+    if lines[0] and buffered.count(b"\n", 0, size) == len(lines) - 1:
+        connection.buf.maybe_extract_at_most(size + 4)
+    else:  # as h11 does: it may end its lines otherwise, or have blank ones before (RFC 9112, 2.2)
+        found: list[bytearray] | None = []
+        while found == []:
+            buffered = bytes(connection.buf)
+            found = connection.buf.maybe_extract_lines()
+        if found is None:
+            return None
+        lines = [bytes(line) for line in found]
     try:
-        return parse([bytes(line) for line in lines])
+        return parse(lines)
     except ValueError:
         pass
     connection.buf = type(connection.buf)()

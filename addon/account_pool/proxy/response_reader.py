@@ -126,11 +126,10 @@ class ResponseReader:
         if not isinstance(headers, IndexedHeaders):
             # mitmproxy asks the head for its framing a dozen times from here on.
             response.data.headers = headers = IndexedHeaders.of(headers.fields)
-        last = {name.lower(): value for name, value in headers.fields}
-        content_type = last.get(b"content-type", b"").decode("latin-1")
-        length = last.get(b"content-length", b"")
+        content_type = (headers.last(b"content-type") or b"").decode("latin-1")
+        length = headers.last(b"content-length") or b""
         self.encoding = ""
-        if b"content-encoding" in last:
+        if headers.last(b"content-encoding") is not None:
             self.encoding = headers.get("content-encoding", "").strip()
         if self.encoding and decoding.is_none(self.encoding):
             self.encoding = ""
@@ -537,8 +536,7 @@ class ResponseObserver:
     ) -> None:
         """Learn which tokens the account of *lease* issued."""
         # Mostly none of them is there: that much is seen without a look at every value.
-        names = {name.lower() for name, _ in response.headers.fields}
-        if not names.isdisjoint([name.encode() for name in provider.issued_headers]):
+        if any(name in response.headers for name in provider.issued_headers):
             headers = fields_by_name(response.headers.fields)
             for name in provider.issued_headers:
                 if token := headers.get(name):
