@@ -360,7 +360,7 @@ def test_what_cannot_be_looked_at_hides_nothing_else(findings, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (failing, *doctor.CHECKS))
     code, found = findings()
     assert code == 0
-    assert found == ["note failing could not be looked at (RuntimeError) "]
+    assert found == ["note failing could not be checked (RuntimeError) "]
 
 
 def test_where_notifications_go_and_what_they_lack(findings, monkeypatch):

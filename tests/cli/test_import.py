@@ -379,7 +379,7 @@ def test_what_comes_over_and_what_does_not(home, capsys, source, keys, left):
     assert (home / OWN).stat().st_mode & 0o777 == 0o600
     assert not [secret for secret in SECRETS if secret in out + err]
     if any(keys.values()):
-        assert f"{program} must be stopped for good before" in err
+        assert f"{program} must be stopped for good first" in err
     # Of the other program nothing is touched.
     assert all(file.read_bytes() == content for file, content in before.items())
 
@@ -478,7 +478,7 @@ def test_what_the_pool_has_is_not_added_again(home, capsys):
     out, err = capsys.readouterr()
     assert "it is claude-code/work" in out
     assert "it is anthropic/two@example.com" in out
-    assert "nothing of claude-swap comes over" in err
+    assert "nothing of claude-swap can be imported" in err
     # The same person, by another program.
     assert run(["import", "teamclaude.json", "--take-over", "--yes"]) == 0
     assert "it is claude-code/work" in capsys.readouterr().out

@@ -236,7 +236,10 @@ def test_where_systemd_does_not_run(systemctl, places, tmp_path, monkeypatch, ca
     (tmp_path / "fails").touch()
     assert run(["service", "install", "-p", str(places.port)]) == 1
     err = capsys.readouterr().err
-    assert "it is written, but not started: systemctl --user daemon-reload: exit code 1" in err
+    assert (
+        "it was installed, but could not be started: systemctl --user daemon-reload: exit code 1"
+        in err
+    )
 
 
 @needs_linux

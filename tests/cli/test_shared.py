@@ -176,7 +176,7 @@ def test_a_dead_one_is_started_at_once_with_what_it_was_started_with(stub, place
         wait_for(lambda: read_record(places).instance not in ("", first.instance))
     record = read_record(places)
     assert record.launch == launch
-    assert guard.summary() == ("the proxy had to be restarted once; account-pool logs says why")
+    assert guard.summary() == ("the proxy had to be restarted once; see account-pool logs")
     assert "is dead; restarting it" in places.log.read_text()
     proxy.detach()
 

@@ -261,7 +261,11 @@ def test_another_account_does_not_take_the_place_of_one(stage, capsys):
     [
         ({"files": {}}, 1, "claude ended without a login (exit code 0); try again"),
         ({"files": {}, "code": 3}, 1, "claude ended without a login (exit code 3)"),
-        ({"files": {}, "signal": True}, 130, "interrupted before it was logged in; nothing was"),
+        (
+            {"files": {}, "signal": True},
+            130,
+            "interrupted before the login was complete; nothing was",
+        ),
         ({"files": {".credentials.json": "{"}}, 1, "is neither JSON nor YAML"),
         ({"files": {".credentials.json": "{}"}}, 1, "holds no login of claude"),
     ],

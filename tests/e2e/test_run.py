@@ -186,7 +186,7 @@ async def test_a_killed_proxy_is_back_and_a_signal_reaches_the_tool(home):
     err = await process.stderr.read()
     assert await process.wait() == 128 + signal.SIGTERM
     assert err.decode() == (
-        f"{SERVES}account-pool: the proxy had to be restarted once; account-pool logs says why\n"
+        f"{SERVES}account-pool: the proxy had to be restarted once; see account-pool logs\n"
     )
     assert home.is_left_alone()
 

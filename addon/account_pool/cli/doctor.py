@@ -125,7 +125,7 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
         except Exception as error:  # one thing that cannot be looked at hides no other
             name = check.__name__.strip("_")
             why = str(error) if isinstance(error, Failed) else type(error).__name__
-            new = [_note(name, f"could not be looked at ({why})")]
+            new = [_note(name, f"could not be checked ({why})")]
         new = [one for one in new if not _is_known(one, findings)]
         findings += new
         if not as_json:

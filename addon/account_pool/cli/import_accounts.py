@@ -105,10 +105,12 @@ def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, st
     elif written:
         print(f"written to {shown(path)}; a proxy that runs reads it again by itself")
         if plan.logins:
-            print(f"{contents.program} must not start again with the logins that came over")
+            print(
+                f"{contents.program} must not be started again with the logins that were imported"
+            )
     elif plan.taken:
         print("nothing was written")
-    return 0 if plan.taken else fail(f"nothing of {contents.program} comes over", 1)
+    return 0 if plan.taken else fail(f"nothing of {contents.program} can be imported", 1)
 
 
 # -- what is there
@@ -267,7 +269,7 @@ def _agrees(contents: Contents, plan: _Plan, options: ImportOptions) -> bool:
     """Return whether the user wants it written."""
     if plan.logins:
         note(
-            f"{contents.program} must be stopped for good before: a refresh token works only once, "
+            f"{contents.program} must be stopped for good first: a refresh token works only once, "
             "so whichever of two programs uses one second is logged out"
         )
     if options.yes:

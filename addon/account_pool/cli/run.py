@@ -198,7 +198,7 @@ def _for_tool(options: RunOptions, places: Places, environ: Mapping[str, str]) -
             if account["key"] in map(str, options.accounts) and account["reason"]:
                 note(f"{account['key']}: {account['reason']}")
     if not providers:
-        note("the pool has no account: the requests of the tool pass untouched")
+        note("the pool has no account: the requests of the tool pass through untouched")
     url = proxy_url(places.url, map(str, options.accounts))
     changed = variables(url, trust, pool_hosts(providers), environ)
     return changed | _keys(options.command, providers, environ) if providers else changed

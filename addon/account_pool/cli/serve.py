@@ -445,14 +445,14 @@ def install(
     print(f"{service.what}: {shown(service.file)}")
     warn(*_unset(loaded, service))
     if (why := _run(service.install)) is not None:
-        return fail(f"it is written, but not started: {why}")
+        return fail(f"it was installed, but could not be started: {why}")
     return _wait(plan, service)
 
 
 def _wait(plan: Plan, service: Service) -> int:
     health = api.until_ready(plan.port, _READY_S, _LOOK_S)
     if health is None:
-        return fail(f"it was started, and does not serve after {_READY_S:.0f} s: see {service.log}")
+        return fail(f"it was started, but does not serve after {_READY_S:.0f} s: see {service.log}")
     served = counted(health.size, health.accounts_file)
     print(f"running at {Places.usual(plan.port).url} with {served}")
     if service.what.startswith("systemd"):

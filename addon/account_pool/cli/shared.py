@@ -388,7 +388,7 @@ class SharedProxy:
 
     def _until_ready(self) -> Health:
         if (found := api.until_ready(self.places.port, READY_S, LOOK_CLOSER_S)) is None:
-            raise CannotUse(f"the proxy at {HOST}:{self.places.port} does not become ready")
+            raise CannotUse(f"the proxy at {HOST}:{self.places.port} did not become ready")
         return found
 
     def _wait_for_hung(self) -> None:
@@ -441,12 +441,10 @@ class Guard:
     def summary(self) -> str | None:
         """Return what the user should know of the proxy, None if it was well."""
         if self._given_up:
-            return (
-                "the proxy kept crashing and is not restarted any more; account-pool logs says why"
-            )
+            return "the proxy kept crashing and is no longer restarted; see account-pool logs"
         if self._restarts:
             times = "once" if self._restarts == 1 else f"{self._restarts} times"
-            return f"the proxy had to be restarted {times}; account-pool logs says why"
+            return f"the proxy had to be restarted {times}; see account-pool logs"
         return None
 
     def _run(self) -> None:

@@ -264,7 +264,7 @@ def render(
     """
     accounts: Sequence[Mapping[str, Any]] = status["accounts"]
     if not accounts:
-        return Text("the pool has no account: traffic passes untouched")
+        return Text("the pool has no account: traffic passes through untouched")
     summary = Text("; ".join(filter(None, (summary_of(status["summary"]), file_of(status)))))
     in_order = sorted(accounts, key=lambda account: attention(account, now))
     rows = [row for account in in_order for row in _rows(account, bars)]
@@ -401,7 +401,7 @@ def ask_fleet(connection: api.PoolConnection) -> Mapping[str, Any]:
     except api.NoAnswer as error:
         if error.code == "not_found":
             raise api.NoAnswer(
-                "this proxy is of an older version, which does not know of others"
+                "this proxy is of an older version, which does not report others"
             ) from None
         raise
     if not isinstance(answer.get("proxies"), list):

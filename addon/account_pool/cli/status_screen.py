@@ -324,7 +324,7 @@ class StatusScreen:
             self._accounts = sorted(self.status["accounts"], key=lambda one: attention(one, now))
         if not (accounts := self._accounts):
             self._keys = []
-            text = Text("the pool has no account: traffic passes untouched")
+            text = Text("the pool has no account: traffic passes through untouched")
             return [*text.wrap(_CONSOLE, width)]
         found = [one for one in accounts if not self.words or matches(one, self.words)]
         self._keys = [one["key"] for one in found]

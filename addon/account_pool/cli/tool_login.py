@@ -159,13 +159,15 @@ def log_in(asked: LogIn, path: Path, environ: Mapping[str, str]) -> int:
         key, program = asked.key, _find(asked, environ)
         _require_place(asked, path, environ)
         with _home(asked) as home, Signals() as signals:
-            print(f"Log in to the account that is to be {key}. If the browser is logged in to")
+            print(f"Log in to the account for {key}. If the browser is logged in to")
             print("another one, log out there first, or use a private window.", flush=True)
             code = _run(asked, program, home.path, environ, signals)
             text = home.text()
             if text is None:
                 if signals.passed or code >= SIGNALLED:
-                    return fail("interrupted before it was logged in; nothing was written", 130)
+                    return fail(
+                        "interrupted before the login was complete; nothing was written", 130
+                    )
                 return fail(f"{asked.tool} ended without a login (exit code {code}); try again")
             login = home.login(text)
             account = _account(asked, login, home.path, program)
