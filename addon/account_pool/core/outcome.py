@@ -301,7 +301,7 @@ def read_facts(answer: UpstreamResponse) -> ErrorFacts:
         html=html,
         edge=edge,
         resets=_resets(payload, error),
-        window_s=reset_hints.window_s(plain(message)),
+        window_s=reset_hints.window_s(message if message.isascii() else plain(message)),
         model=answer.model,
         now=reset_hints.answer_now(answer.headers, answer.wall_now),
         payload=payload,
