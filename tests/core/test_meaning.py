@@ -2,14 +2,26 @@
 
 # ruff: noqa: E501, RUF001 - a table reads better with a row in a line; Chinese has its own commas
 
+import copy
+import gc
+import importlib
+import pkgutil
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from account_pool.core.meaning import ABOUT_ACCOUNT, Meaning, is_about_model, meaning_of
+import account_pool
+from account_pool.core.meaning import (
+    ABOUT_ACCOUNT,
+    LazyPattern,
+    Meaning,
+    is_about_model,
+    meaning_of,
+)
 
 EVERY_STATUS = (400, *sorted(ABOUT_ACCOUNT))
 
@@ -321,3 +333,24 @@ def test_a_sentence_is_read_once(monkeypatch) -> None:
         assert meaning_of(429, message, frozenset()) is Meaning.RATE
         assert not is_about_model(message, "gpt-5")
     assert read == [f"{begins}.", "Please try again in 7 s.", "Please try again in 8 s."]
+
+
+# -- patterns
+
+
+def test_every_pattern_can_be_compiled() -> None:
+    """A mistake in one would be noticed by the first response that it is for."""
+    for module in pkgutil.walk_packages(account_pool.__path__, "account_pool."):
+        if not re.search(r"\.(?:cli|demo|__main__|price_child)\b", module.name):
+            importlib.import_module(module.name)
+    patterns = [one for one in gc.get_objects() if isinstance(one, LazyPattern)]
+    assert len(patterns) > 100
+    for pattern in patterns:
+        pattern.search(pattern.pattern[:0])
+
+
+def test_a_pattern_has_no_more_than_it_says() -> None:
+    pattern = LazyPattern("a|b")
+    assert pattern.split("1a2b3") == ["1", "2", "3"]
+    assert not hasattr(pattern, "groups")
+    assert copy.copy(LazyPattern("c")).fullmatch("c")

@@ -35,6 +35,8 @@ LATE = {
         *("account_pool.proxy.look_ups", "account_pool.providers.look_ups"),
     ],
     "the end of a request": ["account_pool.core.prices", "account_pool.proxy.pricing"],
+    "a response that names a time zone": ["zoneinfo"],
+    "a person who names no file": ["platformdirs"],
     "a replay": ["account_pool.proxy.replay_handler"],
 }
 _CODE = """

@@ -18,7 +18,6 @@ from enum import Enum, auto
 from pathlib import Path
 from shutil import which
 
-import platformdirs
 from msgspec import Struct
 
 import account_pool
@@ -313,6 +312,8 @@ def command() -> str:
 
 
 def _own_folder() -> Path:
+    import platformdirs  # noqa: PLC0415 - only where no file was named
+
     return platformdirs.user_config_path(COMMAND, appauthor=False)
 
 

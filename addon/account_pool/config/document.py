@@ -31,6 +31,7 @@ from account_pool.config.yaml_nodes import (
     compose,
     read_plain,
 )
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import shown_key
 from account_pool.filesystem import NotAFile, TooLarge, read_file, reason_of
 
@@ -45,7 +46,7 @@ SECRET_KEY = "token"  # noqa: S105 - the name of a key
 _INSTANTS = frozenset({"expires_at", "refresh_expires_at"})
 
 #: What the parser quotes in its messages.
-_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_QUOTED = LazyPattern(r"'([^']*)'|\"([^\"]*)\"")
 
 
 class Document(Struct):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from account_pool.config.shapes import COMPANIONS, TOKEN_KEYS, AccountShape, rea
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import is_window
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN, Wrong, shown, unknown
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
@@ -180,8 +180,8 @@ _KEYS = frozenset(AccountShape.__struct_fields__)
 _TOKEN_HOW = REMEDIES["token"]
 _OAUTH_HOW = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"
 #: RFC 9110, section 5.5.
-_HEADER_VALUE = re.compile(r"[\x20-\x7e]*\Z")
-_PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)\s*%")
+_HEADER_VALUE = LazyPattern(r"[\x20-\x7e]*\Z")
+_PERCENT = LazyPattern(r"([0-9]{1,2}(?:\.[0-9]+)?)\s*%")
 _ALL_MODELS = ModelFilter()
 _ACCOUNTS_HOW = "list accounts below it, each beginning with `- provider: ...`"
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.filesystem import printable
 
 #: The texts of two problems that may be one mistake: see `_one_each`.
 UNKNOWN_KEY, MISSING = "unknown key", "is missing"
-_DID_YOU_MEAN = re.compile(r"did you mean (\w+)\?\Z")
+_DID_YOU_MEAN = LazyPattern(r"did you mean (\w+)\?\Z")
 
 
 class Problem(Struct, frozen=True):

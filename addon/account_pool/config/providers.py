@@ -5,7 +5,6 @@ Also how hosts and names of providers are read wherever accounts.yaml has one.
 
 from __future__ import annotations
 
-import re
 from collections import ChainMap
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from msgspec import Struct, field
 from account_pool.config.document import Document, Loc
 from account_pool.config.problems import MISSING, REMEDIES
 from account_pool.config.shapes import PARTS, AccountShape, ProviderShape, read_shape
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN, Wrong, shown, shown_key, unknown
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
@@ -95,7 +95,7 @@ DEFAULT_BASE = "openai"
 #: Their credential is more than a key in one place.
 _NOT_MOVED = frozenset({EXCHANGING, "codex", "claude-code", "gemini-cli", "azure"})
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+_NAME = LazyPattern(r"[a-z0-9][a-z0-9._-]*\Z")
 #: Keys an account has anyway.
 _TAKEN = frozenset(AccountShape.__struct_fields__) - {
     "account_id",

@@ -12,24 +12,24 @@ here, and counts as a page.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from msgspec import Struct
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import Wrong, shown
 
 #: Origins of the tools that are known, by scheme; no page of a browser has one of these:
 #: Visual Studio Code, its kin and their webviews, and apps made with Electron.
 TOOL_SCHEMES = frozenset({"vscode-webview", "vscode-file", "app"})
 
-_ORIGIN = re.compile(
+_ORIGIN = LazyPattern(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^\s/?#@:,\[\]*]*)"
     r"(?::(?P<port>[0-9]{1,5}))?\Z"
 )
-_HOST = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^\s/?#@:,\[\]*]+)(?::(?P<port>[0-9]{1,5})?)?\Z")
+_HOST = LazyPattern(r"(?P<host>\[[0-9a-f:.]+\]|[^\s/?#@:,\[\]*]+)(?::(?P<port>[0-9]{1,5})?)?\Z")
 _USUAL_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 #: A name and a port; without a port: any.

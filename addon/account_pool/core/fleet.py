@@ -8,7 +8,6 @@ so that one that has stopped is missed.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import sha256
@@ -16,6 +15,8 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
+
+from account_pool.core.meaning import LazyPattern
 
 #: How long a proxy is shown after its last heartbeat, seconds.
 SHOWN_S = 600.0
@@ -27,7 +28,7 @@ MAX_TEXT, MAX_PROBLEM = 100, 300
 MAX_BYTES = 16_384
 _MAX_WORKER = 4096
 UNKNOWN = "unknown"
-_ACCOUNTS = re.compile(r"([0-9]{1,9}) [0-9a-f]{16}")
+_ACCOUNTS = LazyPattern(r"([0-9]{1,9}) [0-9a-f]{16}")
 
 
 class AboutProxy(Struct, frozen=True, kw_only=True):

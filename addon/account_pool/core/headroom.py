@@ -8,7 +8,6 @@ window counts as full: nothing speaks against an account without reports.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from account_pool.core.cooldown import Cause, Cooldown, covers
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import OutcomeClass, Scope
 
 #: A window longer than this is a long one, seconds: no request waits for its reset.
@@ -254,7 +254,7 @@ def _shown(window: Window) -> str:
 # until the window is reset, whoever else can serve. What is unknown or expired excludes nobody.
 
 #: Windows of a plan are named by their length, which vendors change: 5h, 7d, 30d.
-_BY_LENGTH = re.compile(r"[1-9][0-9]{0,2}[mhd]")
+_BY_LENGTH = LazyPattern(r"[1-9][0-9]{0,2}[mhd]")
 
 
 def is_window(name: str, known: Collection[str]) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 from account_pool.core import reset_hints
 from account_pool.core.headroom import Window
 from account_pool.core.json_values import NOT_READ, members
+from account_pool.core.meaning import LazyPattern
 
 # Bounds on what is read of a hostile response.
 _MAX_NAME_CHARS = 100
@@ -28,7 +29,7 @@ _MAX_NUMBER = 1e15
 _MAX_DIGITS = 15
 _MAX_ITEMS = 16
 _MAX_HEADERS = 64
-_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
+_NUMBER = LazyPattern(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 _UNIT_S = {
     "second": 1.0,
@@ -294,7 +295,7 @@ _FAMILIES: tuple[tuple[Reader, re.Pattern[str]], ...] = (
     (_snapshot, re.compile(r"x-(?:quota-snapshot|usage-ratelimit)-(?P<window>[\w-]+)")),
 )
 #: What names the limits of a plan: each its own, and the account's the one in force.
-_LIMIT_NAME = re.compile(r"x-(?P<limit>[a-z0-9-]+)-(?P<what>limit-name|active-limit)")
+_LIMIT_NAME = LazyPattern(r"x-(?P<limit>[a-z0-9-]+)-(?P<what>limit-name|active-limit)")
 
 
 class _Part(NamedTuple):

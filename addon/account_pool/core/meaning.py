@@ -22,44 +22,36 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from functools import cached_property
-from typing import Any
+from typing import Any, AnyStr, Generic
 
 
-class LazyPattern:
+class LazyPattern(Generic[AnyStr]):
     """`re.compile` with the cost at the first search; the same functions from then on.
 
-    The vocabulary of refusals takes 30 ms to compile; a proxy that starts has seen none yet.
-    Nor does it need those of every provider.
+    Those of this package take 60 ms to compile; a proxy that starts needs few of them.
     """
 
-    def __init__(self, pattern: str, flags: int = 0) -> None:
-        self.pattern = pattern
+    search: Callable[..., re.Match[AnyStr] | None]
+    match: Callable[..., re.Match[AnyStr] | None]
+    fullmatch: Callable[..., re.Match[AnyStr] | None]
+    finditer: Callable[..., Iterator[re.Match[AnyStr]]]
+    findall: Callable[..., list[Any]]
+    split: Callable[..., list[Any]]
+    sub: Callable[..., AnyStr]
+
+    def __init__(self, pattern: AnyStr, flags: int = 0) -> None:
+        self.pattern: AnyStr = pattern
         self._flags = flags
 
-    @cached_property
-    def compiled(self) -> re.Pattern[str]:
-        return re.compile(self.pattern, self._flags)
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FUNCTIONS:
+            raise AttributeError(name)
+        compiled = re.compile(self.pattern, self._flags)
+        vars(self).update((each, getattr(compiled, each)) for each in _FUNCTIONS)
+        return vars(self)[name]
 
-    @cached_property
-    def search(self) -> Callable[[str], re.Match[str] | None]:
-        return self.compiled.search
 
-    @cached_property
-    def match(self) -> Callable[[str], re.Match[str] | None]:
-        return self.compiled.match
-
-    @cached_property
-    def fullmatch(self) -> Callable[[str], re.Match[str] | None]:
-        return self.compiled.fullmatch
-
-    @cached_property
-    def findall(self) -> Callable[[str], list[Any]]:
-        return self.compiled.findall
-
-    @cached_property
-    def sub(self) -> Callable[[str, str], str]:
-        return self.compiled.sub
+_FUNCTIONS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub")
 
 
 #: Full-width forms (Chinese punctuation and digits), typographic apostrophes, hard blanks.
@@ -140,7 +132,7 @@ def is_about_model(message: str, model: str | None) -> bool:
 
     Advice in other sentences ("to go on with this model, upgrade") does not count.
     """
-    clauses = _END.compiled.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
+    clauses = _END.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
     limits = [one for one in clauses if one and _meaning_of_clause(_bare(one)) in _LIMITS]
     text = " ".join(limits) or message[:_MAX_CHARS]
     # A pattern for each model takes longer to compile than all else here.
@@ -189,7 +181,7 @@ _END = LazyPattern(r"(?<=[.!?])\s+|[\n;。!?]+|\s[·|•]\s|\s-\s(?=[A-Z])")
 
 def _clauses(message: str) -> Iterator[str]:
     """Yield the sentences of *message* without quoted text and addresses."""
-    for clause in _END.compiled.split(_plain(message))[:_MAX_CLAUSES]:
+    for clause in _END.split(_plain(message))[:_MAX_CLAUSES]:
         if clause and clause.strip():
             yield clause.strip()
 
@@ -201,7 +193,7 @@ def _plain(message: str) -> str:
 def _bare(text: str) -> str:
     """Return *text*, which is plain, without addresses, names and what is quoted."""
     for pattern, instead in ((_URL, " "), (_QUOTED, " "), (_NAME, "_"), (_BLANKS, " ")):
-        text = pattern.compiled.sub(instead, text)
+        text = pattern.sub(instead, text)
     return text
 
 
@@ -210,7 +202,7 @@ def _strict(message: str, *, personal: bool) -> Meaning | None:
 
     *personal*: only what speaks to the account's owner counts ("your", "you have").
     """
-    text = _WRAPPED.compiled.sub("", _plain(message).strip(), count=1)
+    text = _WRAPPED.sub("", _plain(message).strip(), count=1)
     clause = next(_clauses(text), "")
     if _FIELD.search(clause):
         return None
@@ -508,7 +500,7 @@ _WRAPPED = LazyPattern(
 )
 
 #: Narrow before wide: "concurrency allocated quota exceeded" is no quota.
-_IN_ORDER: tuple[tuple[Meaning, LazyPattern], ...] = (
+_IN_ORDER: tuple[tuple[Meaning, LazyPattern[str]], ...] = (
     (Meaning.NOT_INCLUDED, _NOT_INCLUDED),
     (Meaning.RATE, _RATE),
     (Meaning.PLAN, _PLAN_SPENT),

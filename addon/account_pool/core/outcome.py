@@ -12,7 +12,6 @@ knows shapes, but no provider.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -26,7 +25,7 @@ from msgspec.structs import replace
 from account_pool.core import reset_hints
 from account_pool.core.credential import Secret
 from account_pool.core.json_values import NOT_READ, members
-from account_pool.core.meaning import Meaning, is_about_model, meaning_of, plain
+from account_pool.core.meaning import LazyPattern, Meaning, is_about_model, meaning_of, plain
 
 
 class OutcomeClass(StrEnum):
@@ -200,19 +199,19 @@ _MESSAGE_KEYS = (
 _NO_WORDS = frozenset({"", "0", "error", "response.failed", "none", "null"})
 
 #: A code that stands before its sentence: "QUOTA_EXCEEDED: ...", "[1113][...]", "SomeError: ...".
-_CODE_FIRST = re.compile(
+_CODE_FIRST = LazyPattern(
     r"\W{0,4}(?:([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b|(?<=\[)([0-9]{4,5})\]"
     r"|([A-Z][A-Za-z]{2,40}Error):)"
 )
 #: One that stands alone.
-_CODE = re.compile(r"[\w.:/-]+")
+_CODE = LazyPattern(r"[\w.:/-]+")
 #: One that stands behind it: "... (1008)".
-_CODE_LAST = re.compile(r"\(([0-9]{4,5})\)\W{0,2}$")
+_CODE_LAST = LazyPattern(r"\(([0-9]{4,5})\)\W{0,2}$")
 # RateLimitReached -> rate_limit_reached
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_HUMP = LazyPattern(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # Those that HTTP has, and those of edges, Anthropic and Copilot: 434 or 449 is a vendor's own code.
-_ERROR_STATUS = re.compile(
+_ERROR_STATUS = LazyPattern(
     r"4(?:0[0-9]|1[0-8]|2[1-689]|31|51|66|9[89])|5(?:0[0-8]|1[01]|2[0-79]|30)"
 )
 
@@ -338,12 +337,12 @@ _CONTENT = ("choices", "candidates", "content", "output", "delta", "item", "resp
 
 
 # What a network in front of the API says of itself: "error code: 1010", a header.
-_EDGE_TEXT = re.compile(
+_EDGE_TEXT = LazyPattern(
     r"(?i:error code: 1[0-9]{3}|(?:.{0,80}\b403[:,] )?your request was blocked\.?)\s*"
 )
 #: What may stand before a page.
 _BLANK = " \t\r\n\f\v\ufeff"
-_EDGE_CODE = re.compile(r"1[0-9]{3}")
+_EDGE_CODE = LazyPattern(r"1[0-9]{3}")
 _EDGE_HEADERS = ("cf-mitigated", "x-vercel-mitigated")
 
 
@@ -493,7 +492,7 @@ def _object(value: Any) -> Mapping[str, Any] | None:
 
 
 # An object inside a sentence: "upstream: {...}", "Error code: 429 - {'error': {...}}".
-_IN_TEXT = re.compile(
+_IN_TEXT = LazyPattern(
     r"\{\s*[\"'](?:errors?|message|code|error_code|msg|detail|base_resp|type|object|status|title"
     r"|success|ok|id|request_id|statusCode|__type)[\"']\s*:"
 )

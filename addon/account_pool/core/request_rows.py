@@ -153,7 +153,7 @@ UNKNOWN_TOOL = "other"
 
 #: How tools and SDKs call themselves, the first that fits; matched where the text begins
 #: unless a row says otherwise. Sources: what they send.
-_TOOLS: tuple[tuple[str, LazyPattern], ...] = tuple(
+_TOOLS: tuple[tuple[str, LazyPattern[str]], ...] = tuple(
     (name, LazyPattern(pattern, re.IGNORECASE))
     for name, pattern in (
         ("claude-code", r"claude-(?:cli|code)\b"),

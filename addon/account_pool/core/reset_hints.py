@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from account_pool.core.meaning import LazyPattern
 
@@ -41,7 +40,7 @@ _MAX_VALUE_CHARS = 64
 
 _NextDay = Callable[[datetime], datetime]
 
-_NUMBER = re.compile(r"[0-9]{1,40}(?:\.[0-9]{0,40})?")
+_NUMBER = LazyPattern(r"[0-9]{1,40}(?:\.[0-9]{0,40})?")
 
 _UNIT_S = {
     "ns": 1e-9,
@@ -246,12 +245,8 @@ def until_pacific_midnight(now: float | None) -> float | None:
 
 @functools.cache
 def _pacific() -> tzinfo:
-    try:
-        return ZoneInfo("America/Los_Angeles")
-    except (ZoneInfoNotFoundError, OSError):
-        # No time zone data (slim container, Windows without tzdata): standard time is
-        # an hour late in summer, never early.
-        return timezone(timedelta(hours=-8))
+    # Where there is no data, standard time is an hour late in summer, never early.
+    return _zone("America/Los_Angeles") or timezone(timedelta(hours=-8))
 
 
 def _until(now: float | None, zone: tzinfo, following: _NextDay) -> float | None:
@@ -330,16 +325,21 @@ def time_zone(text: str) -> tzinfo | None:
     if (hours := _ABBREVIATIONS.get(upper)) is not None:
         return timezone(timedelta(hours=hours))
     name = _PLACES.get(upper, name)
-    return named_zone(name) if _NAME.fullmatch(name) else None
+    if not _NAME.fullmatch(name):
+        return None
+    if (zone := _zone(name)) is None and name == "Asia/Shanghai":
+        return timezone(timedelta(hours=8))  # China has had one offset since 1991.
+    return zone
 
 
-def named_zone(name: str) -> tzinfo | None:
-    """Return a zone by its IANA name; None if it is unknown or its data is missing."""
+def _zone(name: str) -> tzinfo | None:
+    """Return a zone by its IANA name; None if it is unknown, or its data is missing."""
     try:
+        from zoneinfo import ZoneInfo  # noqa: PLC0415 - 3 ms, and few responses name a zone
+
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        # Slim containers and Windows have no data; China has had one offset since 1991.
-        return timezone(timedelta(hours=8)) if name == "Asia/Shanghai" else None
+    except (LookupError, ValueError, OSError, ImportError):
+        return None
 
 
 # -- the window a sentence names

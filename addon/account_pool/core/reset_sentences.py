@@ -128,7 +128,7 @@ def _english(
     """Yield where the first time stands that an English word announces, and the wait."""
     if found := _NUMBER.search(text):
         yield found.start(), believable(float(found["seconds"]))
-    for lead in _LEAD.compiled.finditer(text):
+    for lead in _LEAD.finditer(text):
         rest = text[lead.end() : lead.end() + _MAX_TIME_CHARS]
         if lead[0].rstrip(" :").lower().endswith(" in") and (found := _COUNTDOWN.match(rest)):
             yield lead.start(), _countdown(found)
@@ -149,7 +149,7 @@ def _chinese(
     if text.isascii():
         return
     for pattern, read in _CHINESE_SPELLINGS:
-        for found in pattern.compiled.finditer(text):
+        for found in pattern.finditer(text):
             before = text[max(0, found.start() - 14) : found.start()]
             behind = text[found.end() : found.end() + 14]
             if not _BEFORE.search(before) and not _BEHIND.search(behind):
@@ -259,18 +259,18 @@ def _countdown(found: re.Match[str]) -> float | None:
 
 
 def _parts(found: re.Match[str]) -> float | None:
-    parts = _CHINESE_PART.compiled.findall(found[0])
+    parts = _CHINESE_PART.findall(found[0])
     return believable(sum(float(amount) * _CHINESE_UNITS[unit] for amount, unit in parts))
 
 
-_SPELLINGS: tuple[tuple[LazyPattern, _Read], ...] = (
+_SPELLINGS: tuple[tuple[LazyPattern[str], _Read], ...] = (
     (_MOMENT, _moment),
     (_DAY_OF_YEAR, _day_of_year),
     (_OF_DAY, _time_of_day),
     (_NEXT, _next_day),
     (_EPOCH, _epoch),
 )
-_CHINESE_SPELLINGS: tuple[tuple[LazyPattern, _Read | None], ...] = (
+_CHINESE_SPELLINGS: tuple[tuple[LazyPattern[str], _Read | None], ...] = (
     (_MOMENT, _moment),
     (_CHINESE_DATE, _chinese_date),
     (_CHINESE_WAIT, None),

@@ -177,7 +177,7 @@ _BODY_FIELDS = _WAIT_FIELDS + _RESET_FIELDS
 # Numbers, dates, names of windows, `k=v` lists. Keys and tokens have longer words.
 _EVIDENT = LazyPattern(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
 # A code that can be shown in a log: a vendor's identifier, not a sentence.
-_PRINTABLE_WORD = re.compile(r"[a-z0-9_.:/-]{1,64}")
+_PRINTABLE_WORD = LazyPattern(r"[a-z0-9_.:/-]{1,64}")
 
 
 # The words of the tables.
@@ -300,7 +300,7 @@ REQUEST_CODES = frozenset(
     }
 )
 # A number that is no code of the vendor's own.
-_STATUS = re.compile(r"[1-5]\d\d")
+_STATUS = LazyPattern(r"[1-5]\d\d")
 
 #: The end of every table.
 STATUS_RULES = rules(

@@ -8,7 +8,6 @@ may have run is not sent again unless its owner wants that.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from enum import Enum
 
@@ -18,6 +17,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import usable_hint
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, Ticket
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import Outcome
 
 
@@ -295,7 +295,7 @@ def broken_off(key: AccountKey, how: Broken, reason: str) -> Synthesize:
 STALE_WITHIN_S = 0.5
 #: That a connection is no more, in mitmproxy's words and ours. What follows a colon may be
 #: the server's.
-_CLOSED = re.compile(r"(?:[\w/]+ ){1,3}(?:closed|ended|disconnected)\b")
+_CLOSED = LazyPattern(r"(?:[\w/]+ ){1,3}(?:closed|ended|disconnected)\b")
 
 
 def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> Broken:
@@ -321,14 +321,14 @@ def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> B
 
 #: What another try would not change, in mitmproxy's words (11.0 to 12.3). Of what a proxy on
 #: the way says, the statuses that speak of a moment are left out: 408, 425, 429, 5xx.
-_FOR_GOOD = re.compile(
+_FOR_GOOD = LazyPattern(
     r"refused HTTP CONNECT request: (?!408|425|429)[1-4]\d\d\b"
     r"|Certificate verify failed"
     r"|cannot agree on a TLS version"
     r"|does not speak TLS"
 )
 #: What this process, or this machine, has no more of (EMFILE, ENFILE), as systems say it.
-_SHORT = re.compile(r"Too many open files|\[Errno 2[34]\]")
+_SHORT = LazyPattern(r"Too many open files|\[Errno 2[34]\]")
 
 
 def how_unconnected(message: str) -> Broken:
@@ -345,12 +345,12 @@ def how_unconnected(message: str) -> Broken:
 #: What its owner can do about it, by what the message holds.
 _REMEDIES = (
     (
-        re.compile(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
+        LazyPattern(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
         "if a company's own CA signs here, name it in SSL_CERT_FILE (account-pool run and "
         "serve) or with ssl_verify_upstream_trusted_ca",
     ),
-    (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
-    (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),
+    (LazyPattern("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
+    (LazyPattern("agree on a TLS version"), "see the option tls_version_server_min"),
     (_SHORT, "raise the limit of open files with ulimit -n"),
 )
 

@@ -6,16 +6,17 @@ A value is repeated only where it helps and cannot be a secret: see `shown`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from account_pool.core.meaning import LazyPattern
 
 MAX_SHOWN_CHARS = 40
 NOT_SHOWN = "[not shown]"
 
 #: Beginnings of credentials, wherever they stand, and any long run of their characters.
 #: A secret pasted behind the wrong key must not come back in the message about that key.
-_SECRET = re.compile(
+_SECRET = LazyPattern(
     r"sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|tid=|eyJ|ya29\.|[Bb]earer"
     r"|(?=[A-Za-z_+/=-]*[0-9])[A-Za-z0-9_+/=-]{20,}|[A-Za-z0-9_+/=-]{24,}"
 )
@@ -39,12 +40,12 @@ _SYNONYMS = {
     "disabled": "enabled",
 }
 #: The same in a text of other programs: a path is none, a password in an address is.
-_LIKELY = re.compile(
+_LIKELY = LazyPattern(
     r"\b(?:sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|eyJ|ya29\.)[\w.+/=-]{4,}"
     r"|(?<=[Bb]earer )\S+|(?<=://)[^\s/@]+(?=@)"
     r"|(?<![\w./])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_+=-]{32,}(?![\w./])"
 )
-_USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
+_USUAL_KEY = LazyPattern(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
 
 
 class Wrong(ValueError):

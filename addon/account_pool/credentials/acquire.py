@@ -7,7 +7,6 @@ and runs no timer: `keeper.py` does. Here is also what is asked of Code Assist.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import duration
+from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.http import (
     OWN_NAME,
@@ -300,7 +300,7 @@ def credential_of(entry: AccountEntry, reading: Reading) -> Credentials:
 ASSIST_TIMEOUT_S = 15.0
 MAX_MESSAGE_CHARS = 200
 #: Project ids and numbers of Google Cloud, and the managed ones of Code Assist.
-_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}\Z")
+_PROJECT = LazyPattern(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}\Z")
 #: No editor and no plugin asks.
 _QUESTION = json.dumps(
     {

@@ -30,6 +30,7 @@ from msgspec import Struct
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.http import (
     OWN_NAME,
     ExchangeFailed,
@@ -57,7 +58,7 @@ EDITOR_HEADERS = (
     "x-github-api-version",
 )
 #: A version or a product name; anything else is not repeated to GitHub.
-_USUAL_VALUE = re.compile(r"[\x20-\x7e]{1,200}\Z")
+_USUAL_VALUE = LazyPattern(r"[\x20-\x7e]{1,200}\Z")
 
 
 class EditorHeaders:
@@ -377,7 +378,7 @@ _KEPT_SWITCHES = frozenset(
 _KEPT_SWITCHES |= {"agent_mode", "agent_mode_auto_approval", "editor_preview_features"}
 #: ... and those that are short words.
 _KEPT_WORDS = frozenset({"sku", "st"})
-_SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}\Z")
+_SHORT_WORD = LazyPattern(r"[A-Za-z0-9_.-]{1,40}\Z")
 _ENDPOINTS = ("api", "proxy", "telemetry", "origin-tracker")
 
 _HEADERS = (

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from msgspec.structs import replace
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.claims import ANSWER_S
 from account_pool.core.credential import Secret
+from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.http import (
     OWN_NAME,
     ExchangeFailed,
@@ -247,7 +247,7 @@ MAX_MESSAGE_CHARS = 200
 #: Seconds until a refresh is tried again that what was written makes impossible.
 SETTINGS_WAIT_S = 600.0
 #: Words: what has other digits may be a token.
-_USUAL_CODE = re.compile(r"(?=.{1,60}\Z)[a-z]+[0-9]{0,2}(?:[_.-][a-z]+[0-9]{0,2})*\Z")
+_USUAL_CODE = LazyPattern(r"(?=.{1,60}\Z)[a-z]+[0-9]{0,2}(?:[_.-][a-z]+[0-9]{0,2})*\Z")
 
 #: The refresh token is worth nothing any more: RFC 6749, section 5.2; codes of
 #: ChatGPT logins: openai/codex `codex-rs/login/src/auth/manager.rs`.
@@ -277,7 +277,7 @@ SETTINGS_CODES = frozenset(
         "invalid_request",
     }
 )
-_ACCOUNT_ID = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
+_ACCOUNT_ID = LazyPattern(r"[A-Za-z0-9-]{1,100}\Z")
 
 
 class LoginEnded(ExchangeFailed):

@@ -10,7 +10,6 @@ is read here.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -23,17 +22,18 @@ import msgspec
 from account_pool.core import json_values
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
+from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.base import Provider
 from account_pool.providers.token_forms import hidden, remedy
 from account_pool.supervision import begun, settled
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
-_REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_REFERENCE = LazyPattern(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
+_NAME = LazyPattern(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Only names in the usual spelling are repeated in messages: `${ghp_...}` and
 #: `{env: sk_...}` are tokens somebody put in the wrong place.
-_USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16})*_*\Z")
+_USUAL_NAME = LazyPattern(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16})*_*\Z")
 #: What may stand in a header value and in no word of it: RFC 9110, section 5.5.
 #: Servers accept header fields of 8 to 16 KiB; the longest tokens in use, JWTs, are below.
 MAX_TOKEN_CHARS = 32 * 1024

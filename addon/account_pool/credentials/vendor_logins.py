@@ -10,13 +10,13 @@ https://cli.github.com/manual/gh_auth_login.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.filesystem import expanded, is_file
 from account_pool.providers.token_forms import jwt_claims
 
@@ -48,7 +48,7 @@ TOOLS: Mapping[str, str] = {"codex": "codex", "claude-code": "claude", "gemini-c
 
 #: Prefixes of tokens that GitHub gives to applications and people:
 #: https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/
-_GITHUB_TOKEN = re.compile(r"(gh[opu]_|github_pat_)[A-Za-z0-9_]+\Z")
+_GITHUB_TOKEN = LazyPattern(r"(gh[opu]_|github_pat_)[A-Za-z0-9_]+\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import members
-from account_pool.core.meaning import Meaning
+from account_pool.core.meaning import LazyPattern, Meaning
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
@@ -73,7 +73,7 @@ _POOL_POST = frozenset(
         "/v1/messages/count_tokens",
     }
 )
-_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
+_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 # https://docs.anthropic.com/en/api
 STORED = StoredObjects.of("/v1", together=("files", "messages/batches", "skills"))
 
@@ -127,7 +127,7 @@ def misplaced(token: str) -> str | None:
 
 _UNIFIED = "anthropic-ratelimit-unified-"
 # `5h`, `7d`: the whole account. `7d_oi`, `7d_opus`: one family of models.
-_WINDOW_STATUS = re.compile(_UNIFIED + r"(\d+[mhd])([_-](?!overage)\w+)?-status")
+_WINDOW_STATUS = LazyPattern(_UNIFIED + r"(\d+[mhd])([_-](?!overage)\w+)?-status")
 #: Of a window that is spent. `allowed_warning` and `queueing_soft` still serve.
 _REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
 _UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -243,7 +243,7 @@ def _family_models(facts: ErrorFacts) -> str | None:
 
 
 # "You've reached your Opus limit", "your weekly limit for Opus"; not "switch to Sonnet".
-_NAMED_FAMILY = re.compile(
+_NAMED_FAMILY = LazyPattern(
     r"\b(fable|haiku|opus|sonnet)(?: \d[\d.]*)?(?: (?:weekly|usage|model))? limits?\b"
     r"|\blimits? (?:for|on) (?:claude )?(fable|haiku|opus|sonnet)\b",
     _I,
@@ -349,7 +349,7 @@ KEY_RESETS = tuple(
     for counted in ("input-tokens", "output-tokens", "requests", "tokens")
 )
 
-_HAS_WINDOW_HEADER = re.compile(
+_HAS_WINDOW_HEADER = LazyPattern(
     r"anthropic-(?:priority-|fast-)?ratelimit-(?:(?:input-|output-)?tokens|requests)-\w+"
 )
 
@@ -361,7 +361,7 @@ def _is_about_model(facts: ErrorFacts) -> bool:
     return facts.window_s is not None and bool(_COUNTED.search(facts.message))
 
 
-_COUNTED = re.compile(r"\b(?:tokens?|requests?)\b", _I)
+_COUNTED = LazyPattern(r"\b(?:tokens?|requests?)\b", _I)
 
 
 def _only_should_retry(facts: ErrorFacts) -> bool:

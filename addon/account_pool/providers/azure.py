@@ -9,7 +9,6 @@ asks for to that of the account. Assistants, fine-tuning and administration pass
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import quote, unquote
@@ -20,6 +19,7 @@ from msgspec.structs import replace
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import NOT_READ
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     ACCOUNT,
@@ -55,14 +55,14 @@ _OPERATION = (
     r"(?:audio/(?:speech|transcriptions|translations)|chat/completions|completions|embeddings"
     r"|images/(?:edits|generations)|responses|responses/compact)"
 )
-_DEPLOYMENT = re.compile(rf"/openai/deployments/(?P<name>[^/]+)/{_OPERATION}")
+_DEPLOYMENT = LazyPattern(rf"/openai/deployments/(?P<name>[^/]+)/{_OPERATION}")
 # The model stands in the body: the newer API, inference of models that are not OpenAI's,
 # and Anthropic's Messages.
-_IN_BODY = re.compile(
+_IN_BODY = LazyPattern(
     rf"/openai(?:/v1)?/{_OPERATION}|/models/(?:chat/completions|(?:images/)?embeddings)"
     r"|/anthropic/v1/messages(?:/count_tokens)?"
 )
-_POOL_GET = re.compile(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
+_POOL_GET = LazyPattern(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
 STORED = openai.stored_below("/openai(?:/v1)?")
 
 
@@ -116,7 +116,7 @@ def swap(account: Account, credential: Credential) -> Swap:
     return replace(in_body, by_path=by_path)
 
 
-_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_JWT = LazyPattern(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 _CREDENTIAL_HEADERS = frozenset(
     {b"api-key", b"authorization", b"ocp-apim-subscription-key", b"x-api-key"}
 )

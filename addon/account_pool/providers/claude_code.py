@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import NOT_READ, member_spans, replaced, top_member_spans
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions
 from account_pool.providers.anthropic import RULES, WAITS, WINDOW_RESETS
@@ -33,10 +34,10 @@ from account_pool.providers.base import (
 # -- who serves a request
 
 _POOL_POST = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
+_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 # What it asks when it has just been given a login. A real login is asked about itself.
 _ABOUT_LOGIN = frozenset({"/api/oauth/claude_cli/roles", "/api/oauth/profile"})
-_CLIENT = re.compile(r"claude-(?:cli|code)/", re.IGNORECASE)
+_CLIENT = LazyPattern(r"claude-(?:cli|code)/", re.IGNORECASE)
 
 
 def route(head: RequestHead) -> Route:
@@ -106,7 +107,7 @@ def with_flag(value: bytes | None) -> bytes:
 # `metadata.user_id`: user_<hex>_account_<uuid>_session_<uuid>, from 2.1.78 on the text of
 # a JSON object, whose quotes are escaped in the body around it.
 _QUOTE = rb'\\(?:"|u0022)'
-_ACCOUNT = re.compile(
+_ACCOUNT = LazyPattern(
     rb"(?<=_account_)[^_\"\\]*(?=_session_)"
     rb"|(?P<before>" + _QUOTE + rb"account_uuid" + _QUOTE + rb"\s*:\s*" + _QUOTE + rb")"
     rb"[^\"\\]*(?=" + _QUOTE + rb")"
@@ -135,7 +136,7 @@ def _body_for(account_id: str) -> Callable[[str, bytes], bytes]:
     return body
 
 
-_ACCOUNT_IN_TEXT = re.compile(r"(?<=_account_).*?(?=_session_)", re.DOTALL)
+_ACCOUNT_IN_TEXT = LazyPattern(r"(?<=_account_).*?(?=_session_)", re.DOTALL)
 
 
 def _respelt(user_id: bytes, account_id: str) -> bytes:

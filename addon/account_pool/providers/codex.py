@@ -23,6 +23,7 @@ from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import NOT_READ
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
@@ -154,7 +155,7 @@ def misplaced(token: str) -> str | None:
 
 
 # https://platform.openai.com/docs/api-reference/authentication, and the keys before 2024.
-_API_KEY = re.compile(r"sk-(?:proj|svcacct|admin)-|sk-[A-Za-z0-9]{48}")
+_API_KEY = LazyPattern(r"sk-(?:proj|svcacct|admin)-|sk-[A-Za-z0-9]{48}")
 
 
 def swap(_account: Account, credential: Credential) -> Swap:
@@ -206,7 +207,7 @@ _LB = "Soju06/codex-lb app/core/balancer/logic.py"
 
 # -- windows
 
-_USED = re.compile(r"(?P<window>x-.+-(?:primary|secondary))-used-percent")
+_USED = LazyPattern(r"(?P<window>x-.+-(?:primary|secondary))-used-percent")
 _MAIN = "x-codex"
 
 
@@ -230,7 +231,7 @@ def _family(name: str) -> str:
 
 
 # What a request uses besides its model. Other limits are of the model that was asked for.
-_FEATURE = re.compile(r"image|video|audio|voice|realtime|review|search|browser|cloud_task", _I)
+_FEATURE = LazyPattern(r"image|video|audio|voice|realtime|review|search|browser|cloud_task", _I)
 
 
 def _feature(facts: ErrorFacts) -> str | None:
@@ -304,7 +305,7 @@ def _decoded(text: str) -> Any:
 # -- the rules
 
 _SPENT = frozenset({"usage_limit_reached", "usage_limit_exceeded"})
-_NAMED_MODEL = re.compile(r"\bthe ['\"`]?([\w./:-]{1,80}?)['\"`]? model is not supported\b", _I)
+_NAMED_MODEL = LazyPattern(r"\bthe ['\"`]?([\w./:-]{1,80}?)['\"`]? model is not supported\b", _I)
 
 
 def _refused_model(facts: ErrorFacts) -> str | None:
@@ -385,8 +386,8 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     return envelopes.sdk_response(status, wait_s, {"error": error})
 
 
-_WAIT = re.compile(r'("resets_in_seconds"\s*:\s*)-?[0-9][0-9.eE+]*')
-_MOMENT = re.compile(r'("resets_at"\s*:\s*)-?[0-9][0-9.eE+]*')
+_WAIT = LazyPattern(r'("resets_in_seconds"\s*:\s*)-?[0-9][0-9.eE+]*')
+_MOMENT = LazyPattern(r'("resets_at"\s*:\s*)-?[0-9][0-9.eE+]*')
 
 
 def delay_body(text: str, wait_s: float, wall_now: float) -> str:

@@ -116,7 +116,7 @@ def _limit_is_zero(facts: ErrorFacts) -> bool:
     )
 
 
-_TEAM_MODEL = re.compile(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
+_TEAM_MODEL = LazyPattern(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
 
 
 def named_model(facts: ErrorFacts) -> str | None:
@@ -146,8 +146,8 @@ _IS_CLOSED = LazyPattern(
     re.IGNORECASE,
 )
 _BAIDU = "https://cloud.baidu.com/doc/qianfan/s/llm-error-codes"
-_NOT_ACCEPTED = re.compile(r"auth(?:entication|orization)?_?(?:failure|failed|error)")
-_ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
+_NOT_ACCEPTED = LazyPattern(r"auth(?:entication|orization)?_?(?:failure|failed|error)")
+_ABOUT_INPUT = LazyPattern(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
 
 COMPATIBLE_RULES: tuple[Rule, ...] = (
     # -- no limit, although it looks like one

@@ -14,6 +14,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
@@ -109,7 +110,7 @@ def _route(
     stored: StoredObjects | None,
 ) -> Callable[[RequestHead], Route]:
     heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)
-    pooled_gets = re.compile(rf"(?:{heads}){_BELOW}")
+    pooled_gets = LazyPattern(rf"(?:{heads}){_BELOW}")
 
     def route(head: RequestHead) -> Route:
         """Pool inference, the list of models and what is stored; all else is the client's."""

@@ -11,6 +11,7 @@ import re
 
 from account_pool.core import reset_hints
 from account_pool.core.json_values import members
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
@@ -41,7 +42,7 @@ from account_pool.providers.sessions import StoredObjects
 # status, `error.metadata` says more: `limit_source`, the headers of a limit, and the response of
 # the provider behind it. Keys, credits, logins and records of a generation belong to the account.
 
-_OPENROUTER_RESET = re.compile(r'("x-ratelimit-reset"\s*:\s*"?)[0-9]+', re.IGNORECASE)
+_OPENROUTER_RESET = LazyPattern(r'("x-ratelimit-reset"\s*:\s*"?)[0-9]+', re.IGNORECASE)
 
 
 def _openrouter_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
@@ -243,7 +244,7 @@ MISTRAL = compatible(
 # sentences name; a refusal is `{"code", "error": "text"}`, or the text alone. Deferred
 # completions, collections and `/v1/api-key` pass.
 
-_TEAM = re.compile(r"\bteam ([0-9a-f]{8}-[0-9a-f-]{27})\b", re.IGNORECASE)
+_TEAM = LazyPattern(r"\bteam ([0-9a-f]{8}-[0-9a-f-]{27})\b", re.IGNORECASE)
 _XAI_CODES = {
     401: "unauthenticated",
     403: "permission-denied",

@@ -12,7 +12,6 @@ tell which.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -25,6 +24,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.headroom_parsing import snapshot_parts
 from account_pool.core.json_values import members
 from account_pool.core.lease import Conversation
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Outcome, UpstreamResponse
 from account_pool.core.signals import (
     ACCOUNT,
@@ -69,7 +69,7 @@ EXCHANGE_PATH = "/copilot_internal/v2/token"
 # Plan and API host of an account: the Copilot CLI does not start without them.
 _USER_PATH = "/copilot_internal/user"
 # What GitHub serves of its own for a tenant, beside `copilot-api.<tenant>.ghe.com`.
-_TENANT_API = re.compile(r"api\.[^.]+\.ghe\.com")
+_TENANT_API = LazyPattern(r"api\.[^.]+\.ghe\.com")
 _COMPLETIONS_PROXY = "copilot-proxy.githubusercontent.com"
 
 _POOL_POST = frozenset(
@@ -84,7 +84,7 @@ _POOL_POST = frozenset(
         "/v1/responses",
     }
 )
-_ENGINE = re.compile(r"/v1/engines/(?P<model>[^/]+)/completions")
+_ENGINE = LazyPattern(r"/v1/engines/(?P<model>[^/]+)/completions")
 _POOL_WEBSOCKET = frozenset({"/responses", "/v1/responses"})
 # Issued by the account that opened the session, and returned by the client later:
 # microsoft/vscode-copilot-chat `autoChatEndpoint.ts`, `chatMLFetcher.ts`.
@@ -213,13 +213,13 @@ def limit_key(facts: ErrorFacts) -> str:
 
 
 # A key is words joined by "-", some with a date: `global-user-tps-high-2025-04-08`.
-_SESSION_KEY = re.compile(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
-_WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b|\b7-days?\b")
-_MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
-_MODEL_KEY = re.compile(r"\bmodel\b")
+_SESSION_KEY = LazyPattern(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
+_WEEKLY_KEY = LazyPattern(r"\bweekly\b|\bweek\b|\b7-days?\b")
+_MONTHLY_KEY = LazyPattern(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
+_MODEL_KEY = LazyPattern(r"\bmodel\b")
 
 
-def _key_is(pattern: re.Pattern[str]) -> Callable[[ErrorFacts], bool]:
+def _key_is(pattern: LazyPattern[str]) -> Callable[[ErrorFacts], bool]:
     return lambda facts: bool(pattern.search(limit_key(facts)))
 
 
@@ -234,7 +234,7 @@ def _principal(facts: ErrorFacts) -> str:
     return parts[2].strip() if len(parts) > 2 else ""
 
 
-_OWNER_LIMITED = re.compile(r"(?:org|enterprise|business|billing)")
+_OWNER_LIMITED = LazyPattern(r"(?:org|enterprise|business|billing)")
 
 
 def _snapshots(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:

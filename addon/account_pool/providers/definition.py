@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from account_pool.core import json_values, reset_hints, signals
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import (
     ErrorFacts,
     Outcome,
@@ -125,7 +126,7 @@ CLASSES = (
 MAX_TEXT_CHARS = 1024
 
 Pointer = tuple[str, ...]
-_STAYS = re.compile(NO_STEP)
+_STAYS = LazyPattern(NO_STEP)
 
 
 def search(pattern: re.Pattern[str], text: str) -> bool:

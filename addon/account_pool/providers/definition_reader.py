@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from account_pool.core import json_values, reset_hints
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.providers.definition import (
@@ -36,7 +37,7 @@ MAX_PATTERN_CHARS = 200
 #: Each open repetition (*, +, {n,}) may cost another pass over the text.
 MAX_OPEN_REPEATS = 2
 
-_REPEAT = re.compile(r"[*+]|\{\d*(?P<comma>,)?\d*\}|\?")
+_REPEAT = LazyPattern(r"[*+]|\{\d*(?P<comma>,)?\d*\}|\?")
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
@@ -105,13 +106,13 @@ def _end_of_class(text: str, start: int) -> int:
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
+_HEADER = LazyPattern(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
 #: What makes a request what it is; neither a credential nor dropped.
 _NOT_OURS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "host", "te"}
     | {"trailer", "transfer-encoding", "upgrade"}
 )
-_QUERY = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z")
+_QUERY = LazyPattern(r"[A-Za-z0-9._~-]{1,64}\Z")
 
 
 def _path_rule(text: str) -> PathRule:
@@ -195,8 +196,8 @@ KEYS = ("paths", "credential", "drop", "companions", "owner", "time_zone", "limi
 #: Those of them that say how a credential goes on the wire.
 WIRE_KEYS = ("credential", "drop", "companions")
 
-_COMPANION = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
-_PREFIX = re.compile(r"[\x20-\x7e]{0,64}\Z")
+_COMPANION = LazyPattern(r"[a-z][a-z0-9_]{0,31}\Z")
+_PREFIX = LazyPattern(r"[\x20-\x7e]{0,64}\Z")
 
 
 class Notes(Protocol):

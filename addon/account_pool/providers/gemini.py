@@ -76,9 +76,9 @@ _METHOD = (
     r"generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents"
     r"|generateAnswer|predict|batchGenerateContent"
 )
-_NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
+_NATIVE_POST = LazyPattern(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
 # https://ai.google.dev/api/interactions-api
-_INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
+_INTERACTIONS = LazyPattern(rf"{_VERSION}/interactions")
 # https://ai.google.dev/api/files, /caching, /batch-api; the results of a batch are fetched
 # below /download (https://ai.google.dev/gemini-api/docs/batch-api). What creates an
 # interaction is inference; it is stored below /interactions/.
@@ -89,8 +89,8 @@ STORED = StoredObjects.of(
     mark=b"files/",
     with_kind=("batches", "cachedContents", "files"),
 )
-_NATIVE_GET = re.compile(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
-_OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
+_NATIVE_GET = LazyPattern(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
+_OPENAI_PREFIX = LazyPattern(rf"{_VERSION}/openai(?=/)")
 _LIVE = LazyPattern(
     r"/ws/google\.ai\.generativelanguage\.v1(?:alpha|beta)?"
     r"\.GenerativeService\.BidiGenerateContent"
@@ -144,7 +144,7 @@ def model(head: RequestHead) -> str | None:
     return agent if isinstance(agent, str) and agent else None
 
 
-_MODEL_IN_PATH = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+)")
+_MODEL_IN_PATH = LazyPattern(rf"{_VERSION}/models/(?P<model>[^/:]+)")
 
 # -- the credential
 

@@ -15,6 +15,7 @@ import msgspec
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import member_spans, replaced, start_of_object, top_member_spans
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.providers import envelopes, gemini, sessions
@@ -23,15 +24,15 @@ from account_pool.providers.gemini import RULES, WAITS
 
 # -- who serves a request
 
-_METHOD = re.compile(r"/v1internal:(?P<method>[A-Za-z]+)")
+_METHOD = LazyPattern(r"/v1internal:(?P<method>[A-Za-z]+)")
 _INFERENCE = frozenset({"countTokens", "generateContent", "streamGenerateContent"})
 # What it asks before its first prompt, answered for the account and its project.
 _ABOUT_ACCOUNT = frozenset(
     {"fetchAdminControls", "listExperiments", "loadCodeAssist", "retrieveUserQuota"}
 )
-_CLIENT = re.compile(r"GeminiCLI\b", re.IGNORECASE)
+_CLIENT = LazyPattern(r"GeminiCLI\b", re.IGNORECASE)
 # Its set-up calls are made without a name of their own (code_assist/setup.ts).
-_CLIENT_AT_START = re.compile(r"GeminiCLI\b|google-api-nodejs-client/", re.IGNORECASE)
+_CLIENT_AT_START = LazyPattern(r"GeminiCLI\b|google-api-nodejs-client/", re.IGNORECASE)
 
 
 def route(head: RequestHead) -> Route:
@@ -116,8 +117,8 @@ SIGNALS = SignalTable(rules=RULES, judge=gemini.judge, rate_scope=Scope.MODEL, w
 
 # -- refusals of our own
 
-_STAMP = re.compile(r'("quotaResetTimeStamp"\s*:\s*")[^"]*(")')
-_SENTENCE = re.compile(r"(quota will reset after )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
+_STAMP = LazyPattern(r'("quotaResetTimeStamp"\s*:\s*")[^"]*(")')
+_SENTENCE = LazyPattern(r"(quota will reset after )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
 
 
 def delay_body(text: str, wait_s: float, wall_now: float) -> str:

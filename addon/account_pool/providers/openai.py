@@ -8,7 +8,6 @@ to the organisation. Services with the same API are copies of this value with ot
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import members
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope, is_failure
 from account_pool.core.signals import (
     FORBIDDEN_ACCOUNT,
@@ -63,7 +63,7 @@ _POOL_POST = frozenset(
         "/v1/responses/input_tokens",
     }
 )
-_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
+_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 
 
@@ -191,7 +191,7 @@ def judge(name: str | None, value: Any) -> Verdict:
 
 _CODES = "https://platform.openai.com/docs/guides/error-codes"
 
-_ORGANISATION = re.compile(r"\bin organization [`'\"]?(org[-_]\w{1,64})")
+_ORGANISATION = LazyPattern(r"\bin organization [`'\"]?(org[-_]\w{1,64})")
 
 
 def organisation(facts: ErrorFacts) -> str | None:

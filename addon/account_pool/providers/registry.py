@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.providers import (
     anthropic,
     azure,
@@ -32,10 +33,10 @@ from account_pool.providers.definition import build
 
 _FILE = "builtin.yaml"
 #: A provider begins at the margin; so do comments.
-_SECTION = re.compile(r"^([a-z][a-z0-9-]*):\n", re.MULTILINE)
+_SECTION = LazyPattern(r"^([a-z][a-z0-9-]*):\n", re.MULTILINE)
 _LIST = r"^  {}: \[([^\]]*)\]$"
-_ENV = re.compile(_LIST.format("env"), re.MULTILINE)
-_HOSTS = re.compile(_LIST.format("hosts"), re.MULTILINE)
+_ENV = LazyPattern(_LIST.format("env"), re.MULTILINE)
+_HOSTS = LazyPattern(_LIST.format("hosts"), re.MULTILINE)
 
 
 class BuiltIn(Mapping[str, Provider]):
@@ -116,7 +117,7 @@ def _sections() -> Mapping[str, str]:
     return {name: text[start:end] for (name, start), end in zip(begins, ends, strict=True)}
 
 
-def _list(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+def _list(pattern: LazyPattern[str], text: str) -> tuple[str, ...]:
     found = pattern.search(text)
     return tuple(name.strip() for name in found[1].split(",") if name.strip()) if found else ()
 

@@ -53,7 +53,7 @@ TURN_STATE = "x-codex-turn-state"
 #: Ids that are kept as they are: anybody who may look at the proxy reads them. Others are
 #: known by a hash: what is long, and what looks like a credential, which some tools send as
 #: an id.
-_ID = re.compile(
+_ID = LazyPattern(
     r"(?!.*(?:(?<![A-Za-z0-9])(?:sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|ya29\.)|tid=|eyJ))"
     r"[ -~]{1,128}"
 )
@@ -124,7 +124,7 @@ def _by_body(asked: Body) -> str | None:
 
 
 # Claude Code: user_<hex>_account_<uuid>_session_<uuid>, newer ones the text of an object.
-_USER_ID = re.compile(r'(?:_session_|"session_id"\s*:\s*")(?P<id>[\w-]{8,})')
+_USER_ID = LazyPattern(r'(?:_session_|"session_id"\s*:\s*")(?P<id>[\w-]{8,})')
 
 
 def _of_metadata(metadata: msgspec.Raw) -> str | None:
@@ -352,10 +352,10 @@ class StoredObjects(Struct, frozen=True):
         mark: occurs in every body that names a file.
     """
 
-    path: LazyPattern
-    tail: LazyPattern
-    together: LazyPattern
-    one: LazyPattern
+    path: LazyPattern[str]
+    tail: LazyPattern[str]
+    together: LazyPattern[str]
+    one: LazyPattern[str]
     mark: bytes
 
     @classmethod
@@ -436,12 +436,12 @@ def id_of(member: Any) -> str | None:
 
 
 # Text that looks like this inside a string has its quotes escaped.
-_NAMES = re.compile(
+_NAMES = LazyPattern(
     rb'"(?:(?:(?:input_)?file_?)?[uU]ri|(?:input_)?file_?(?:ids?|[nN]ame)|vector_store_ids'
     rb'|container|skill_id)"'
     rb'\s*:\s*(\[[^\]]*\]|"[^"\\]*")'
 )
-_TEXT = re.compile(rb'"([^"\\]+)"')
+_TEXT = LazyPattern(rb'"([^"\\]+)"')
 _TOOLS_NAME = (b"vector_store_ids", b'"container"')
 
 
@@ -500,7 +500,7 @@ class _Created(msgspec.Struct):
 
 
 _CREATED = msgspec.json.Decoder(_Created)
-_DATA = re.compile(rb"^data:\s*(\{.*\})\s*$", re.MULTILINE)
+_DATA = LazyPattern(rb"^data:\s*(\{.*\})\s*$", re.MULTILINE)
 
 
 def ids_in_response(
@@ -557,9 +557,9 @@ def _created(text: bytes | msgspec.Raw) -> _Created | None:
         return None
 
 
-_CONTAINER_ID = re.compile(rb'"container_id"\s*:\s*"([^"\\]{1,256})"')
+_CONTAINER_ID = LazyPattern(rb'"container_id"\s*:\s*"([^"\\]{1,256})"')
 # Objects, the files of a batch, and where a list goes on; names of Google.
-_OBJECT_ID = re.compile(
+_OBJECT_ID = LazyPattern(
     rb'"(?:id|[a-z]+_file_id|next_?[pP]age(?:Token)?)"\s*:\s*"([^"\\]{1,256})"'
     rb'|"name"\s*:\s*"((?:batches|cachedContents|files)/[^"\\/]{1,256})"'
 )
@@ -583,7 +583,7 @@ def _ids_of_objects(
     return (*ids, TOGETHER) if made_here else ids
 
 
-def _ids(pattern: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
+def _ids(pattern: LazyPattern[bytes], text: bytes) -> tuple[str, ...]:
     """Return what the groups of *pattern* find, each once."""
     found = (value for match in pattern.finditer(text) for value in match.groups() if value)
     return tuple(dict.fromkeys(v.decode(errors="replace") for v in found))[:MAX_IDS]

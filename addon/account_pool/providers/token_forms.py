@@ -38,7 +38,7 @@ class KeyForm(Struct, frozen=True, kw_only=True):
         source: where the form is documented.
     """
 
-    pattern: LazyPattern
+    pattern: LazyPattern[str]
     what: str
     providers: tuple[str, ...]
     source: str
@@ -97,7 +97,7 @@ FORMS: tuple[KeyForm, ...] = (
 )  # fmt: skip
 
 #: Most labels and many keys have none: one pattern says so.
-_ANY_FORM = re.compile("|".join(f"(?:{form.pattern.pattern})" for form in FORMS))
+_ANY_FORM = LazyPattern("|".join(f"(?:{form.pattern.pattern})" for form in FORMS))
 
 
 def form_of(token: str) -> KeyForm | None:
@@ -153,24 +153,24 @@ PASTED = "a token seems to be pasted there"
 UNPASTE = f"{PASTED}: write it as the value of token itself"
 
 #: Beginnings that several vendors use, and those of tokens that no account takes.
-_GENERAL = re.compile(r"sk[-_]|pk[-_]|tid=|eyJ|github_pat_|gh[a-z]_|glpat-|xox[a-z]-|rk_|r8_")
+_GENERAL = LazyPattern(r"sk[-_]|pk[-_]|tid=|eyJ|github_pat_|gh[a-z]_|glpat-|xox[a-z]-|rk_|r8_")
 #: Behind such a beginning, the name of a file that holds one: `xai-key`, `hf_token`.
-_HOLDER = re.compile(
+_HOLDER = LazyPattern(
     r"[a-z]+[-_](?:(?:api|key|keys|apikey|tokens?|secrets?|credentials?|auth|login)[-_.]?)+\Z"
 )
 #: A file, whatever its name: `my-project-1a2b3c4d5e6f.json`.
-_SUFFIX = re.compile(
+_SUFFIX = LazyPattern(
     r"\.(?:json|ya?ml|toml|txt|env|ini|conf|cfg|key|pem|token|secret|sh|py|exe|cmd|bat|ps1)\Z", re.I
 )
 #: Somewhere in the file system, not a bare name.
-_PLACE = re.compile(r"[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.I)
+_PLACE = LazyPattern(r"[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
+_UUID = LazyPattern(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.I)
 #: What a token is made of; what is between two such runs ends one.
-_RUN = re.compile(r"[A-Za-z0-9_+.~-]+=*")
-_PIECES = re.compile(r"[^A-Za-z0-9]+")
+_RUN = LazyPattern(r"[A-Za-z0-9_+.~-]+=*")
+_PIECES = LazyPattern(r"[^A-Za-z0-9]+")
 #: One word, or several that are written as one, perhaps numbered; a number such as a date.
-_WORD = re.compile(r"(?:(?:[A-Z]?[a-z]{2,15}|[A-Z]{2,15}){1,4}|[A-Za-z]{1,3})?[0-9]{0,8}\Z")
-_VOWEL = re.compile(r"[aeiouy]", re.I)
+_WORD = LazyPattern(r"(?:(?:[A-Z]?[a-z]{2,15}|[A-Z]{2,15}){1,4}|[A-Za-z]{1,3})?[0-9]{0,8}\Z")
+_VOWEL = LazyPattern(r"[aeiouy]", re.I)
 #: Shorter ones are recognised by their beginning only.
 _LONG = 20
 #: A label this long without a word in it is no label.

@@ -7,12 +7,12 @@ project, region and model. Bedrock: an exception's name and a sentence.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
@@ -41,7 +41,7 @@ class Unswappable(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    host: re.Pattern[str]
+    host: LazyPattern[str]
     why: str
     source: str
 
@@ -49,13 +49,13 @@ class Unswappable(Struct, frozen=True, kw_only=True):
 UNSWAPPABLE: tuple[Unswappable, ...] = (
     Unswappable(
         name="vertex",
-        host=re.compile(r"(?:[a-z0-9-]+-)?aiplatform(?:\.[a-z0-9-]+\.rep)?\.googleapis\.com"),
+        host=LazyPattern(r"(?:[a-z0-9-]+-)?aiplatform(?:\.[a-z0-9-]+\.rep)?\.googleapis\.com"),
         why="project and region are part of each request, and a token serves its own only",
         source="https://cloud.google.com/vertex-ai/docs/reference/rest",
     ),
     Unswappable(
         name="bedrock",
-        host=re.compile(
+        host=LazyPattern(
             r"bedrock(?:-agent)?-runtime(?:-fips)?\.[a-z0-9-]+"
             r"\.(?:amazonaws\.com(?:\.cn)?|api\.aws)"
         ),

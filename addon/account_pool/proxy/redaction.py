@@ -8,7 +8,6 @@ client, and with it flows, dumps and logs, must not hold it.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -17,12 +16,13 @@ from mitmproxy.options import Options
 
 from account_pool.core.credential import Secret
 from account_pool.core.decisions import one_line
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.steps import remedy
 
 #: The credentials that may occur.
 Secrets = frozenset[bytes]
 #: Where a text begins to quote, in the way of `repr`; the apostrophe in a word is none.
-_QUOTE = re.compile(r"(?<!\w)b?[\"']")
+_QUOTE = LazyPattern(r"(?<!\w)b?[\"']")
 
 
 def secrets_of(texts: Iterable[str]) -> Secrets:
@@ -107,8 +107,8 @@ class Redactor:
 
 #: What Python and OpenSSL write in brackets and quotes, as people write it.
 _PLAIN = (
-    (re.compile(r"OpenSSL Error\(\[.*'([^']+)'\)\]\)"), r"TLS: \1"),
-    (re.compile(r"\('([^'\s]+)', (\d+)(?:, \d+, \d+)?\)"), r"(\1 port \2)"),
+    (LazyPattern(r"OpenSSL Error\(\[.*'([^']+)'\)\]\)"), r"TLS: \1"),
+    (LazyPattern(r"\('([^'\s]+)', (\d+)(?:, \d+, \d+)?\)"), r"(\1 port \2)"),
 )
 
 

@@ -25,6 +25,7 @@ from msgspec import Struct, field
 
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.filesystem import TooLarge, expanded, named_path, read_file, reason_of
 from account_pool.store.store import StoreError
@@ -44,9 +45,9 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 #: An answer takes a millisecond; what takes longer than this hangs. Seconds.
 TIMEOUT_S = 0.25
-_POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_POOL = LazyPattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: An engine as people mistype it: "rediss:/HOST", "HOST:6379". A file of such a name would be made.
-_MEANT = re.compile(r"(?:redis|valkey)[a-z+]*:|[^/\\]+:\d+(?:[/?]|$)", re.IGNORECASE)
+_MEANT = LazyPattern(r"(?:redis|valkey)[a-z+]*:|[^/\\]+:\d+(?:[/?]|$)", re.IGNORECASE)
 _FORM = "rediss://USER@HOST:6379/0?pool=NAME&password=env:VARIABLE"
 _REFERENCE = "env:VARIABLE, file:PATH or command:LINE"
 #: Parameters that refer to secrets, how, and the others.
