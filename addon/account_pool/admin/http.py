@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import unquote
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class ApiError(Exception):
@@ -52,8 +51,7 @@ STREAM = "account_pool.response.stream"
 Fields = tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class AdminRequest:
+class AdminRequest(Struct, kw_only=True, eq=False):
     """One request to the proxy itself. Its representation shows no secret.
 
     Attributes:
@@ -73,14 +71,17 @@ class AdminRequest:
 
     method: str
     target: str
-    headers: Fields = field(repr=False)
+    headers: Fields
     authority: str = ""
     tls: bool = False
     peer: str
     address: tuple[str, int]
-    body: bytearray = field(default_factory=bytearray, repr=False)
+    body: bytearray = field(default_factory=bytearray)
     of_worker: bool = False
     too_long: bool = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.method} {self.target})"
 
     def take(self, data: bytes) -> None:
         """Keep more of the body, as long as it is not too long."""

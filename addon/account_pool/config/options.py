@@ -11,7 +11,9 @@ import importlib
 import math
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from account_pool.core.browser import read_hosts, read_origins
 from account_pool.core.wrong import Wrong, shown
@@ -23,7 +25,7 @@ FAST_STEPS = ("table", "inline", "direct", "short", "relay")
 ValueType = type[str] | type[int] | type[float] | type[bool]
 
 
-class PoolOption(NamedTuple):
+class PoolOption(Struct, frozen=True):
     """One option.
 
     Attributes:

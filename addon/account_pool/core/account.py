@@ -8,12 +8,12 @@ logs, comments and placeholders.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 
 class AccountKey(NamedTuple):
@@ -67,10 +67,10 @@ class ModelFilter(Struct, frozen=True):
 
 
 _ANY_MODEL = ModelFilter()
+_NO_KEY = AccountKey("", "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class Account(Struct, frozen=True, kw_only=True):
     """One member of the pool, as its owner wrote it.
 
     Attributes:
@@ -86,7 +86,7 @@ class Account:
         reserve: share of a window that is left to its owner, 0 to 1, by the window's name.
         companions: what moves together with the credential: account_id, project,
             organization, openai_project, host, deployments...
-        key: its unique name.
+        key: its unique name, made of the first two.
 
     Raises ValueError for a label without a character, and for a weight or
     max_concurrent below 1, which could never serve.
@@ -101,14 +101,14 @@ class Account:
     min_interval_s: float = 0.0
     enabled: bool = True
     account_type: str | None = None
-    reserve: Mapping[str, float] = field(default_factory=dict)
-    companions: Mapping[str, str] = field(default_factory=dict)
-    key: AccountKey = field(init=False, repr=False, compare=False)
+    reserve: Mapping[str, float] = {}
+    companions: Mapping[str, str] = {}
+    key: AccountKey = _NO_KEY
 
     def __post_init__(self) -> None:
         # Here and not in the callers: two spellings of a label are never two accounts.
-        object.__setattr__(self, "label", normalise_label(self.label))
-        object.__setattr__(self, "key", AccountKey(self.provider, self.label))
+        force_setattr(self, "label", normalise_label(self.label))
+        force_setattr(self, "key", AccountKey(self.provider, self.label))
         if self.weight < 1:
             raise ValueError(f"{self.key}: weight is {self.weight}; it must be 1 or more")
         if self.max_concurrent is not None and self.max_concurrent < 1:

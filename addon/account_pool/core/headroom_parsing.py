@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from account_pool.core import reset_hints
 from account_pool.core.headroom import Window
@@ -42,7 +43,7 @@ _UNIT_S = {
 _LETTER_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-class ResponseContext(NamedTuple):
+class ResponseContext(Struct, frozen=True):
     """What an answer belongs to, and when it came.
 
     Attributes:
@@ -298,7 +299,7 @@ _FAMILIES: tuple[tuple[Reader, re.Pattern[str]], ...] = (
 _LIMIT_NAME = LazyPattern(r"x-(?P<limit>[a-z0-9-]+)-(?P<what>limit-name|active-limit)")
 
 
-class _Part(NamedTuple):
+class _Part(Struct, frozen=True):
     """One window, as the headers of an answer spell it.
 
     Attributes:
@@ -312,7 +313,7 @@ class _Part(NamedTuple):
     at: tuple[tuple[str, int], ...]
 
 
-class _Layout(NamedTuple):
+class _Layout(Struct, frozen=True):
     """What the headers of an answer tell of: windows, and where its `date` stands."""
 
     parts: tuple[_Part, ...]

@@ -365,7 +365,7 @@ class DecisionCounter(Struct, eq=False):
 EVERY_S, KEPT_S = 300.0, 86_400.0
 
 
-class Sample(NamedTuple):
+class Sample(Struct, frozen=True):
     """One moment.
 
     Attributes:

@@ -280,7 +280,7 @@ class Admission:
 # -- why there is none
 
 
-class Shortage(NamedTuple):
+class Shortage(Struct, frozen=True):
     """Why nobody could serve.
 
     Attributes:

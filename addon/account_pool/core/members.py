@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct, field
 from sortedcontainers import SortedDict
@@ -50,7 +50,7 @@ MAX_MODELS = 128
 USUAL_FACTOR, LONGEST_S, UNKNOWN_S = 4.0, 60.0, 30.0
 
 
-class _Model(NamedTuple):
+class _Model(Struct, frozen=True):
     """A model that no account has, in whatever request."""
 
     name: str | None

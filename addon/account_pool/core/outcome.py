@@ -13,13 +13,13 @@ knows shapes, but no provider.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import tzinfo
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from account_pool.core import reset_hints
@@ -216,8 +216,7 @@ _ERROR_STATUS = LazyPattern(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ErrorFacts:
+class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
     """What rules may look at, read once from a response.
 
     Attributes:

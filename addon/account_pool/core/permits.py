@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -44,7 +43,7 @@ ASK_AGAIN_S, HAD_AGAIN_S = 5.0, PROBE_PERMIT_S + 10.0
 MAX_ASKS = 32
 
 
-class Permit(NamedTuple):
+class Permit(Struct, frozen=True):
     """Lets one proxy try an account first that returns, or probe it.
 
     Attributes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from operator import attrgetter
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -261,7 +261,7 @@ class Ramps(ByModel[Ramp]):
                 self.put_last(first, self[first])
 
 
-class Switch(NamedTuple):
+class Switch(Struct, frozen=True):
     """Requests had to go elsewhere.
 
     Attributes:

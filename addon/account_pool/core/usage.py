@@ -70,7 +70,7 @@ class Usage(NamedTuple):
     cache_write_tokens: int = 0
 
 
-class _Dialect(NamedTuple):
+class _Dialect(Struct, frozen=True):
     """Names of members, dots between a member and one inside it.
 
     Attributes:

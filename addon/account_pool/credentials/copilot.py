@@ -22,7 +22,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -241,8 +240,7 @@ LONGEST_LIFE_S = 86400.0
 REFRESH_EARLY_S, SHORTEST_REFRESH_S = 60.0, 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchanged:
+class Exchanged(Struct, frozen=True, kw_only=True):
     """A Copilot token and what came with it.
 
     Attributes:
@@ -262,7 +260,10 @@ class Exchanged:
     host: str | None
     completions_host: str | None = None
     distrusted: str | None = None
-    for_clients: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    for_clients: Mapping[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(host={self.host!r}, expires_at={self.expires_at})"
 
 
 def read_token(payload: Any, wall_now: float, hosts: tuple[HostRule, ...]) -> Exchanged:

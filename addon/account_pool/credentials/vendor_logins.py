@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from account_pool.core.meaning import LazyPattern
 from account_pool.filesystem import expanded, is_file
@@ -51,8 +52,7 @@ TOOLS: Mapping[str, str] = {"codex": "codex", "claude-code": "claude", "gemini-c
 _GITHUB_TOKEN = LazyPattern(r"(gh[opu]_|github_pat_)[A-Za-z0-9_]+\Z")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Shape(Struct, frozen=True, kw_only=True):
     """A login as it was found, unchecked; its texts are secrets.
 
     Attributes:
@@ -67,13 +67,16 @@ class Shape:
     """
 
     provider: str
-    access: Any = field(repr=False)
-    refresh: Any = field(default=None, repr=False)
+    access: Any
+    refresh: Any = None
     expires_at: Any = None
-    companions: Mapping[str, str] = field(default_factory=dict)
+    companions: Mapping[str, str] = {}
     login_ends_at: Any = None
     client_id: str | None = None
     owner: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.provider})"
 
 
 def codex(document: Any) -> Shape | None:
@@ -167,7 +170,7 @@ def _github_tokens(value: Any) -> Iterator[str]:
 # -- by tool
 
 
-class ToolLogin(NamedTuple):
+class ToolLogin(Struct, frozen=True):
     """How a tool logs in, and where it keeps its login.
 
     Attributes:

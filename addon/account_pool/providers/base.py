@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -31,8 +30,7 @@ from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR, Verdict
 
 
-@dataclass(kw_only=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, kw_only=True, dict=True):
     """A request as a provider sees it. Not to be changed by one. `repr()` shows no credential.
 
     Not frozen: one is made per request, a frozen one costs several times as much, and
@@ -52,9 +50,12 @@ class RequestHead:
     host: str
     port: int
     path: str
-    query: str = field(default="", repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    query: str = ""
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.method} {self.host}:{self.port}{self.path})"
 
     @cached_property
     def json(self) -> Body | None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import tzinfo
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -134,7 +134,7 @@ def search(pattern: re.Pattern[str], text: str) -> bool:
     return pattern.search(text[:MAX_TEXT_CHARS]) is not None
 
 
-class PathRule(NamedTuple):
+class PathRule(Struct, frozen=True):
     """Requests that accounts of the pool serve: `GET /v1/models*`.
 
     `*` is any text that does not lead elsewhere: `/v1/models/../keys` is none of these.
@@ -151,7 +151,7 @@ class PathRule(NamedTuple):
         )
 
 
-class Placement(NamedTuple):
+class Placement(Struct, frozen=True):
     """Where the credential goes: behind *prefix* in a header, or in a query parameter.
 
     Attributes:
@@ -164,7 +164,7 @@ class Placement(NamedTuple):
     by_path: tuple[tuple[str, Placement], ...] = ()
 
 
-class Reset(NamedTuple):
+class Reset(Struct, frozen=True):
     """Where a response names its reset, and in which of `SPELLINGS`.
 
     Neither *header* nor *pointer*: in the sentence.

@@ -84,7 +84,6 @@ class WholeResponse(ResponseHeaders):
     parts: tuple[ResponseHeaders, ResponseData, ResponseEndOfMessage] = field(kw_only=True)
 
 
-@dataclass
 class InterimResponse(HttpEvent):
     """An interim response has come: whoever sent it has the request."""
 

@@ -16,11 +16,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Server
 from mitmproxy.hooks import UpdateHook
+from msgspec import Struct
 
 from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
@@ -113,7 +114,7 @@ class BodyCopy:
             mark_truncated(flow, "only the beginning of the answer is kept")
 
 
-class _Refused(NamedTuple):
+class _Refused(Struct, frozen=True):
     """An attempt as it was when it was refused; the rest of it is on the flow.
 
     Attributes:

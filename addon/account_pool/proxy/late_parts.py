@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mitmproxy.options import Options
+from msgspec import Struct
 
 from account_pool.config.options import OptionValue
 from account_pool.core.account import AccountKey
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 OTHERS_ROWS_S = 600.0
 
 
-class Needs(NamedTuple):
+class Needs(Struct, frozen=True):
     """What the parts ask.
 
     Attributes:

@@ -147,7 +147,7 @@ class Table:
         self._urgent()
 
 
-class Counts(NamedTuple):
+class Counts(Struct, frozen=True):
     """Counts and requests that are added at once, and once.
 
     Attributes:

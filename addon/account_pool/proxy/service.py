@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import http
@@ -23,6 +23,7 @@ from mitmproxy.proxy import commands
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpStream
+from msgspec import Struct
 
 from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core.account import AccountKey
@@ -338,7 +339,7 @@ class Service:
 # -- suspends
 
 
-class Gap(NamedTuple):
+class Gap(Struct, frozen=True):
     """A time in which nothing ran.
 
     Attributes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -57,8 +56,7 @@ class _Create(msgspec.Struct):
 _CREATE = msgspec.json.Decoder(_Create)
 
 
-@dataclass(slots=True)
-class WebsocketReader:
+class WebsocketReader(msgspec.Struct):
     """Reads the messages of one socket.
 
     Attributes:

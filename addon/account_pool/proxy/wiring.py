@@ -14,12 +14,13 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
+from msgspec import Struct
 from msgspec.structs import replace
 
 from account_pool.admin.auth import Rules
@@ -344,7 +345,7 @@ class Wiring:
         return [*self._file_warnings, *notices, *([clock] if clock else ())]
 
 
-class Changes(NamedTuple):
+class Changes(Struct, frozen=True):
     """How taking over a configuration changed the pool. Prints as a line for the log."""
 
     added: tuple[AccountKey, ...] = ()

@@ -14,13 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
 
-class Moment(NamedTuple):
+class Moment(Struct, frozen=True):
     """Now, as a process sees it.
 
     Attributes:

@@ -74,7 +74,7 @@ class Host(NamedTuple):
         return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
 
 
-class Reference(NamedTuple):
+class Reference(Struct, frozen=True):
     """Where a secret is written down.
 
     Attributes:

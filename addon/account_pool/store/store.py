@@ -162,7 +162,7 @@ GRACE_S = 15.0
 Row = tuple[str, str, float]
 
 
-class TableChanges(NamedTuple):
+class TableChanges(Struct, frozen=True):
     """Changes of a table.
 
     Attributes:
@@ -241,7 +241,7 @@ class RequestPage(NamedTuple):
     last: int
 
 
-class RequestSums(NamedTuple):
+class RequestSums(Struct, frozen=True):
     """What was counted of requests.
 
     Attributes:
@@ -253,7 +253,7 @@ class RequestSums(NamedTuple):
     amounts: Mapping[str, float]
 
 
-class RequestBucket(NamedTuple):
+class RequestBucket(Struct, frozen=True):
     """What the requests were like that began within one step.
 
     Attributes:
