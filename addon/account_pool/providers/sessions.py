@@ -232,6 +232,8 @@ def _until_user(turns: msgspec.Raw) -> list[Any]:
 
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+#: In one walk over what may be megabytes.
+_TURNS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 #: How deep a long message is looked into: itself, its content, a part of that, an image in it,
 #: the data of that.
 _DEPTH = 5
@@ -241,10 +243,8 @@ def _read_long_turns(turns: msgspec.Raw) -> list[Any] | None:
     """Do as `_read_turns` without decoding long texts; None if they are not in order."""
     found = []
     try:
-        for raw in _LIST.decode(turns):
-            turn = _sampled(raw)
-            if not isinstance(turn, dict):
-                return None
+        for members in _TURNS.decode(turns):
+            turn = {name: _sampled(member, _DEPTH - 1) for name, member in members.items()}
             found.append(turn)
             if _role(turn) == "user":
                 return found
