@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import chain, product
+from operator import methodcaller
 from typing import Any, TypeVar, cast
 
 import h11
@@ -392,12 +393,15 @@ def _fill(data: http.MessageData, version: bytes, lines: list[bytes]) -> None:
     data.timestamp_start, data.timestamp_end = time.time(), None
 
 
+_SPLIT = methodcaller("partition", b":")
+
+
 def _fields(lines: list[bytes]) -> Fields:
     """Return what mitmproxy reads in *lines*, without its checks of each type."""
-    fields = []
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not (name and colon) or name[0] in b" \t":
-            return read._read_headers(lines).fields  # folded, or wrong
-        fields.append((name, value.strip()))
-    return tuple(fields)
+    if not lines:
+        return ()
+    names, colons, values = zip(*map(_SPLIT, lines), strict=True)
+    begins = b"\n".join([b"", *names])
+    if b"" in names or b"" in colons or b"\n " in begins or b"\n\t" in begins:
+        return read._read_headers(lines).fields  # folded, or wrong
+    return tuple(zip(names, map(bytes.strip, values), strict=True))
