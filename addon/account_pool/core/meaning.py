@@ -127,6 +127,7 @@ def meaning_of(status: int, message: str, words: frozenset[str]) -> Meaning | No
     return said
 
 
+@functools.lru_cache(maxsize=16)
 def is_about_model(message: str, model: str | None) -> bool:
     """Say whether a limit's sentence is about one model: by name, or "this model".
 
