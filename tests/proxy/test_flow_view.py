@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from math import inf
 from types import ModuleType
 
 import pytest
@@ -16,6 +17,7 @@ from mitmproxy.options import Options
 from mitmproxy.test import taddons, tflow
 from mitmproxy.tools.dump import DumpMaster
 
+from account_pool.core.account import AccountKey
 from account_pool.proxy import flow_view, refused_attempts
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
@@ -42,6 +44,7 @@ from tests.proxy.helpers import (
 )
 
 ONE, TWO = secret("one"), secret("two")
+KEY_ONE = AccountKey("openai", "one")
 COOLS = "429 rate_limit, on cooldown for 20 s (gpt-5)"
 SERVER_ERROR = http1(500, b'{"error":{"message":"oops"}}', [JSON])
 BAD_REQUEST = http1(400, b'{"error":{"message":"no","type":"invalid_request_error"}}', [JSON])
@@ -404,6 +407,31 @@ def test_a_comment_of_ours_alone():
     assert flow.comment == "b"
 
 
+def test_where_nobody_looks_nothing_is_made(shows, clock):
+    """That is asked once a second, and again when an option was changed."""
+    rig, asked = shows(), []
+    rig.service.is_looked_at = lambda: bool(asked.append(1) or len(asked) > 2)
+
+    def fail_over():
+        rig.service.pool.accounts.clear_cooldown(KEY_ONE, now=clock.now())
+        rig.send(post1())
+        rig.server.send(LIMITED)
+        rig.server.send(OK)
+        return rig.flows[-1]
+
+    for _ in range(2):
+        flow = fail_over()
+        assert (flow.comment, rig.shown) == ("openai/one", [])
+        assert (flow.metadata["pool.account"], flow.metadata["pool.attempts"]) == ("openai/two", 2)
+    assert len(asked) == 1
+    clock.advance(refused_attempts.LOOKED_AT_S)
+    fail_over()
+    assert (len(asked), rig.shown) == (2, [])
+    rig.service.unseen_until = -inf  # as `AccountPool.configure` does
+    assert fail_over().comment.startswith("openai/two <- one 429")
+    assert len(rig.shown) == 1
+
+
 # -- the way to the front ends
 
 
@@ -430,8 +458,7 @@ async def load(*addons, **of_recorder):
     vars(recorder).update(of_recorder)
     flow = tflow.tflow(resp=True)
     with taddons.context(recorder, *addons):
-        loader = flow_view.Loader()
-        loader(lambda: flow)
+        flow_view.load(lambda: flow)
         assert recorder.seen == []  # not before the event is handled
         await asyncio.gather(*tasks._running)
     assert not tasks._running
@@ -485,13 +512,10 @@ class Unknown:
         ({"modify_headers": ["/~q/x/y"]}, False),
     ],
 )
-async def test_it_is_made_where_somebody_looks(tmp_path, monkeypatch, options, looks):
+async def test_an_option_has_flows_looked_at(tmp_path, monkeypatch, options, looks):
     monkeypatch.chdir(tmp_path)
     master = master_with(tmp_path, **options)
-    made = []
-    flow_view.Loader()(lambda: made.append(tflow.tflow(resp=True)) or made[0])
-    await asyncio.gather(*tasks._running)
-    assert bool(made) is looks
+    assert flow_view.is_looked_at() is looks
     master.addons.get("save").done()
 
 

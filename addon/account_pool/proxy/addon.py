@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable
+from math import inf
 
 from mitmproxy import ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
@@ -102,7 +103,8 @@ class AccountPool:
 
     def __init__(self) -> None:
         self.service = Service(Pool(), Settings(), {})
-        self.service.show = flow_view.Loader()
+        self.service.show = flow_view.load
+        self.service.is_looked_at = flow_view.is_looked_at
         self.service.connected = client_handler.keep_unread
         self.service.unsent = client_handler.is_unsent
         self.service.suspends.attend = client_handler.attend
@@ -137,6 +139,7 @@ class AccountPool:
 
     def configure(self, updated: set[str]) -> None:
         self.wiring.concealed.take(ctx.options)
+        self.service.unseen_until = -inf  # an option may have somebody look at flows
         if not self._configured:
             self._configured = True
             try:

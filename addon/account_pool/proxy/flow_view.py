@@ -3,7 +3,7 @@
 The comment of the flow that the client got its response from begins with the account that
 served it, and those that refused before: `openai/private <- work 429, old 429`. Each refused
 attempt is a flow of its own, marked and commented. Nothing of that is built unless something
-was refused, and then after the replay was sent.
+was refused and somebody looks at flows, and then after the replay was sent.
 
 mitmproxy's own view keeps all. Here only flows of the pool that ended are removed from it,
 oldest first; never one that a person has marked, intercepted or in focus, nor flows of other
@@ -141,7 +141,7 @@ class AttemptTrail:
 
     Args:
         flow: the client's, which is served in the end.
-        show: takes the flows of refused attempts; None where nobody looks.
+        show: takes the flows of refused attempts; None where only the comment is wanted.
     """
 
     def __init__(self, flow: http.HTTPFlow, show: Show | None) -> None:
@@ -246,15 +246,9 @@ def _flow_of(
     return flow
 
 
-class Loader:
-    """Gives flows to every front end and dump, once whatever is going on is over.
-
-    Where there is none, none is made: it costs as much as all else that a failover takes.
-    """
-
-    def __call__(self, make: Make) -> None:
-        if is_looked_at():
-            tasks.once("showing a refused attempt", lambda: _load(make))
+def load(make: Make) -> None:
+    """Give a flow to every front end and dump, once whatever is going on is over."""
+    tasks.once("showing a refused attempt", lambda: _load(make))
 
 
 #: Addons of mitmproxy that neither show nor keep a flow, by module; others may.

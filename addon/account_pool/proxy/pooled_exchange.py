@@ -353,8 +353,7 @@ class PooledExchange(PooledUpload):
         yield from self.send_attempt(outgoing.request)
         self.marks.append((Mark.SENT, self.service.now()))
         if len(attempts.history) > 1:
-            # Shown when the request is really on its way: nobody waits for it.
-            self.service.later(self.show_replay)
+            self.show_replay()
         return None
 
     def outgoing(self, lease: Lease) -> Outgoing | LocalResponse:

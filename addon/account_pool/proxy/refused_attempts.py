@@ -8,6 +8,8 @@ is in `pooled_exchange.py`; how it works underneath, in `http_stream.py`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How often is asked whether anybody looks at flows, seconds.
+LOOKED_AT_S = 1.0
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
@@ -72,7 +76,7 @@ class RefusedAttempts(AttemptStream):
         marks: how far it has come, from the same moment on.
         sent_secrets: credentials it has carried.
         redactor: masks them in a response that is handed on before it is complete.
-        trail: for people who look, once something was refused.
+        trail: for people who look, once something was refused; None while nobody does.
         websocket: what happens inside, once it carries messages.
     """
 
@@ -98,11 +102,20 @@ class RefusedAttempts(AttemptStream):
     _attempts = cast(Attempts, property(attrgetter("attempts")))
     _reader = cast(ResponseReader, property(attrgetter("reader")))
 
-    @property
-    def _trail(self) -> AttemptTrail:
-        if self.trail is None:
-            self.trail = AttemptTrail(self.flow, self.service.show)
-        return self.trail
+    def _tell(self, tell: Callable[[AttemptTrail], object]) -> None:
+        """Let people see what *tell* tells the trail, if there are any who look."""
+        try:
+            service, now = self.service, self.service.now()
+            if self.trail is None and now >= service.unseen_until:
+                if service.is_looked_at():
+                    self.trail = AttemptTrail(self.flow, service.show)
+                else:
+                    # It costs as much as all else that a failover takes.
+                    service.unseen_until = now + LOOKED_AT_S
+            if self.trail is not None:
+                tell(self.trail)
+        except Exception as e:
+            log_and_continue.log(e)
 
     # -- waits
 
@@ -158,9 +171,9 @@ class RefusedAttempts(AttemptStream):
             yield from self._commit(end_stream=False)
             return
         earlier, self._refusal = self._refusal, reader
+        took_s = self.service.now() - self.sent_at
+        self._tell(lambda t: t.refused(reader, attempts, took_s, self.service.wall_now()))
         try:
-            took_s = self.service.now() - self.sent_at
-            self._trail.refused(reader, attempts, took_s, self.service.wall_now())
             blamed = outcome.blames_account
             limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
             if (limited or blamed) and not reader.in_stream:
@@ -208,8 +221,7 @@ class RefusedAttempts(AttemptStream):
                     step.retry_after_s,
                     self.service.wall_now(),
                 )
-            with log_and_continue:
-                self._trail.delivered(self._attempts, self.service.now())
+            self._tell(lambda trail: trail.delivered(self._attempts, self.service.now()))
             yield from self._commit(end_stream=False, secrets=self.sent_secrets.echoes())
             return
         sent = self.client_state == self.state_done and self._body_bytes < SURELY_READ_BYTES
@@ -283,11 +295,12 @@ class RefusedAttempts(AttemptStream):
         raise AssertionError(f"unexpected event between attempts: {event}")
 
     def show_replay(self) -> None:
-        """Show the people who look that a replay is on its way."""
-        try:
-            self._trail.replayed(self._attempts, self.sent_secrets.echoes, self.service.now())
-        except Exception as e:
-            log_and_continue.log(e)
+        """Show the people who look that a replay is on its way, once it is: nobody waits for it."""
+
+        def replayed(trail: AttemptTrail) -> None:
+            trail.replayed(self._attempts, self.sent_secrets.echoes, self.service.now())
+
+        self._tell(lambda _trail: self.service.later(partial(self._tell, replayed)))
 
     # -- delivering
 
@@ -300,8 +313,7 @@ class RefusedAttempts(AttemptStream):
         )
         if step.again:
             error_response.set_should_retry(response, provider, again=True)
-        with log_and_continue:
-            self._trail.delivered(self._attempts, self.service.now())
+        self._tell(lambda trail: trail.delivered(self._attempts, self.service.now()))
         yield from self.respond(response)
 
     def _synthesize(self, step: Synthesize) -> CommandGenerator[None]:
@@ -315,8 +327,7 @@ class RefusedAttempts(AttemptStream):
             response = error_response.local(provider.refusal(step.status, step.message, wait_s))
         if step.final:
             error_response.set_should_retry(response, provider, again=False)
-        with log_and_continue:
-            self._trail.answered(self._attempts, step.message, self.service.now())
+        self._tell(lambda t: t.answered(self._attempts, step.message, self.service.now()))
         yield from self.respond(response)
 
     def _redirect(self, response: http.Response) -> CommandGenerator[None]:

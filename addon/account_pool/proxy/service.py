@@ -121,7 +121,9 @@ class Service:
             goes on.
         local: answers a client's own token exchange, by provider name.
         passed: hosts of APIs that cannot be pooled, of which the log has said why.
-        show: shows the flow of a refused attempt; None where nobody looks.
+        show: shows the flow of a refused attempt; None where only comments are wanted.
+        is_looked_at: says whether anybody shows, keeps or uses flows.
+        unseen_until: until when nobody does, as far as is known, monotonic seconds.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
         look_ups: ask providers what accounts have left, where their owner wants it.
@@ -167,6 +169,8 @@ class Service:
         self.local: dict[str, Callable[[], Awaitable[LocalResponse]]] = {}
         self.passed: set[str] = set()
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
+        self.is_looked_at: Callable[[], bool] = lambda: True
+        self.unseen_until = -inf
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
         self.state_problem: Callable[[], str | None] = lambda: None

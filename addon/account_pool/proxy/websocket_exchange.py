@@ -478,7 +478,7 @@ class WebsocketReplay:
         self._socket.server_ws = self._side(stream.context.server)
         yield from stream.timer.set(HANDSHAKE_S, lambda: self._failed(None))
         yield from stream.send_attempt(outgoing.request)
-        stream.service.later(stream.show_replay)
+        stream.show_replay()
 
     def _while_opening(self, event: events.Event) -> CommandGenerator[None]:
         stream = self._stream
