@@ -19,9 +19,13 @@ from account_pool.core.credential import (
     MASK,
     Credential,
     Secret,
+    SentSecrets,
     are_of_others,
     identity,
     is_plausible_end,
+    mask,
+    mask_fields,
+    secrets_of,
 )
 
 VALUE = "sk-live-4f7e"
@@ -162,3 +166,40 @@ def test_whose_a_credential_is() -> None:
     assert not are_of_others(one, "")
     assert not are_of_others("", "")
     assert not are_of_others(one, identity(of(user_id="u1")))
+
+
+# -- taking it out of what a provider sends back
+
+
+def test_nothing_is_made_of_an_empty_secret() -> None:
+    assert secrets_of([""]) == Secret("").forms() == SentSecrets().echoes() == frozenset()
+
+
+def test_a_secret_is_found_as_it_stands_in_an_address() -> None:
+    assert mask(b"?key=a%2Fb%2Bc%3D%3D&k=a/b+c==", Secret("a/b+c==").forms()) == (
+        b"?key=" + b"*" * 15 + b"&k=" + b"*" * 7
+    )
+
+
+def test_a_slash_that_json_escapes() -> None:
+    assert mask(rb'"a\/b"', Secret("a/b").forms()) == b'"****"'
+
+
+def test_of_two_that_begin_alike_no_end_is_left() -> None:
+    assert mask(b"sk-1-longer, sk-1", secrets_of(["sk-1", "sk-1-longer"])) == b"*" * 11 + b", ****"
+
+
+def test_each_that_was_sent_is_found() -> None:
+    sent = SentSecrets([Secret("sk-1")])
+    fields = ((b"location", b"https://x/?key=sk-1"), (b"sk-2", b"and sk-2"))
+    assert mask_fields(fields, sent.echoes())[1] == fields[1]
+    sent.append(Secret("sk-2"))
+    assert mask_fields(fields, sent.echoes()) == (
+        (b"location", b"https://x/?key=****"),
+        (b"sk-2", b"and ****"),
+    )
+
+
+def test_fields_without_one_stay_as_they_are() -> None:
+    fields = ((b"a", b"sk-"), (b"b", b"1"))
+    assert mask_fields(fields, secrets_of(["sk-1"])) is fields

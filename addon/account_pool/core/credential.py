@@ -1,16 +1,20 @@
-"""A secret that cannot be printed by accident, and what belongs to it.
+"""A secret that cannot be printed by accident, what belongs to it, and taking it out of texts.
 
 `Secret` is the only type in the project that holds a credential. Everything that
 turns objects into text (repr, str, format, f-strings, logging, pickling) sees a
 mask; the one place that needs the value calls `reveal()`, which is easy to grep.
+
+Some providers print the key they were given into an error text or a redirect. What reaches a
+client, and with it flows, dumps and logs, must not hold it: `mask`, and `proxy/redaction.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import NoReturn
+from urllib.parse import quote
 
 from msgspec import Struct, field
 
@@ -21,14 +25,20 @@ LONGEST_LIFE_S = 10 * 366 * 86400.0
 _WHOSE = ("account_id", "user_id")
 
 
+#: Credentials in each form in which they may stand in a response.
+Secrets = frozenset[bytes]
+_Fields = tuple[tuple[bytes, bytes], ...]
+
+
 class Secret:
     """A string that shows itself only to who calls `reveal()`."""
 
-    __slots__ = ("_digest", "_value")
+    __slots__ = ("_digest", "_forms", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self._digest = ""
+        self._forms: Secrets | None = None
 
     def reveal(self) -> str:
         """Return the secret. Call it only where the copy that is sent is made."""
@@ -40,6 +50,12 @@ class Secret:
         if not value or value.lower() not in text.lower():
             return text
         return re.sub(re.escape(value), MASK, text, flags=re.IGNORECASE)
+
+    def forms(self) -> Secrets:
+        """Return it in each form in which a response may echo it."""
+        if self._forms is None:
+            self._forms = secrets_of([self._value])
+        return self._forms
 
     def digest(self) -> str:
         """Return what tells it from other secrets and does not tell it."""
@@ -92,6 +108,43 @@ class Credential(Struct, frozen=True, kw_only=True):
     companions: Mapping[str, str] = field(default_factory=dict)
     expires_at: float | None = None
     doubtful: bool = False
+
+
+class SentSecrets(list[Secret]):
+    """The credentials that a request has carried: what comes back may echo them."""
+
+    def echoes(self) -> Secrets:
+        """Return what must not be echoed to the client."""
+        return Secrets().union(*[secret.forms() for secret in self])
+
+
+def secrets_of(texts: Iterable[str]) -> Secrets:
+    """Return *texts* as they would stand on the wire; empty ones are left out."""
+    return frozenset(
+        form.encode()
+        for text in texts
+        if text
+        # In JSON some write a slash so.
+        for form in (text, quote(text, safe=""), text.replace("/", "\\/"))
+    )
+
+
+def mask(data: bytes, secrets: Secrets) -> bytes:
+    """Return *data* with each credential masked by as many asterisks."""
+    found = [secret for secret in secrets if secret in data]
+    # The longest first: one may begin like another.
+    for secret in sorted(found, key=len, reverse=True):
+        data = data.replace(secret, b"*" * len(secret))
+    return data
+
+
+def mask_fields(fields: _Fields, secrets: Secrets) -> _Fields:
+    """Return header *fields* with every credential in their values masked."""
+    # Mostly there is none, which is seen at once.
+    values = b"\n".join([value for _, value in fields])
+    if not [secret for secret in secrets if secret in values]:
+        return fields
+    return tuple([(name, mask(value, secrets)) for name, value in fields])
 
 
 def fingerprint(credentials: Mapping[str, Credential]) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from mitmproxy import http
 
+from account_pool.core.credential import Secrets, mask
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.providers.envelopes import SHOULD_RETRY
 from account_pool.proxy import redaction
-from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader, StoredRefusal
 
 
@@ -51,7 +51,7 @@ def corrected(
         set_wait(response, provider, wait_s, wall_now)
         plain = text.decode("utf-8", "surrogateescape")
         changed = provider.delay_body(plain, wait_s, wall_now).encode("utf-8", "surrogateescape")
-    _set_body(response, reader, text, redaction.body(changed, secrets))
+    _set_body(response, reader, text, mask(changed, secrets))
     return response
 
 
@@ -81,7 +81,7 @@ def as_refused(reader: ResponseReader, secrets: Secrets) -> http.Response:
     except ValueError:
         response.data.content = None
     else:
-        _set_body(response, reader, text, redaction.body(text, secrets))
+        _set_body(response, reader, text, mask(text, secrets))
     return response
 
 

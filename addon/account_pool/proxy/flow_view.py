@@ -26,13 +26,13 @@ from msgspec import Struct
 from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
+from account_pool.core.credential import Secrets
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import decoding, error_response
 from account_pool.proxy.fast.known import is_our_script
 from account_pool.proxy.headers import Fields
-from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import log_and_continue, tasks
 

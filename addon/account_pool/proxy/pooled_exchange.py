@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
+from account_pool.core.credential import Secrets, SentSecrets
 from account_pool.core.instruments import NOT_COUNTED, Mark
 from account_pool.core.lease import Lease
 from account_pool.core.sessions import session_lease_of
@@ -48,7 +49,6 @@ from account_pool.proxy.counted_streams import filter_of
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import EventHandled, InterimResponse, WholeResponse
 from account_pool.proxy.http_stream import NO, AttemptStream, takes_trailers, translated
-from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.refused_attempts import SURELY_READ_BYTES, RefusedAttempts
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import log_and_continue
@@ -345,7 +345,7 @@ class PooledExchange(PooledUpload):
         if disturbed and (yield from self.client_gone()):
             return None
         if error:
-            secrets = self.sent_secrets.and_passwords(self.context.options)
+            secrets = redaction.secrets_and_passwords(self.context.options, self.sent_secrets)
             reason = redaction.unconnected(outgoing.address[0], error, secrets)
             return reactions.broken(attempts, how_unconnected(error), self.service.now(), reason)
         self.reader = None

@@ -1,48 +1,24 @@
 """Takes credentials out of what a provider sends back, and out of what is said of it.
 
-Some providers print the key they were given into an error text or a redirect; a proxy on the
-way chooses its reason phrase, and may repeat the password it was given there. What reaches a
-client, and with it flows, dumps and logs, must not hold it.
+How they are found in bytes is in `core/credential.py`. A proxy on the way chooses its reason
+phrase, and may repeat the password it was given there.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from urllib.parse import quote
 
 from mitmproxy import http
 from mitmproxy.options import Options
 
-from account_pool.core.credential import Secret
+from account_pool.core.credential import Secret, Secrets, mask, mask_fields, secrets_of
 from account_pool.core.decisions import one_line
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.steps import remedy
 
-#: The credentials that may occur.
-Secrets = frozenset[bytes]
 #: Where a text begins to quote, in the way of `repr`; the apostrophe in a word is none.
 _QUOTE = LazyPattern(r"(?<!\w)b?[\"']")
-
-
-def secrets_of(texts: Iterable[str]) -> Secrets:
-    """Return *texts* as they would stand on the wire; empty ones are left out."""
-    return frozenset(
-        form.encode()
-        for text in texts
-        if text
-        # In JSON some write a slash so.
-        for form in (text, quote(text, safe=""), text.replace("/", "\\/"))
-    )
-
-
-def body(data: bytes, secrets: Secrets) -> bytes:
-    """Return *data* with each credential masked by as many asterisks."""
-    # The longest first: one may begin like another.
-    for secret in sorted(secrets, key=len, reverse=True):
-        if secret in data:
-            data = data.replace(secret, b"*" * len(secret))
-    return data
 
 
 def headers(response: http.Response, secrets: Secrets) -> None:
@@ -50,18 +26,14 @@ def headers(response: http.Response, secrets: Secrets) -> None:
     fields(response.headers, secrets)
     if response.trailers is not None:
         fields(response.trailers, secrets)
-    response.data.reason = body(response.data.reason, secrets)
+    response.data.reason = mask(response.data.reason, secrets)
 
 
 def fields(of: http.Headers, secrets: Secrets) -> None:
     """Mask every credential in the values of *of*."""
-    if any(secret in value for _, value in of.fields for secret in secrets):
-        of.fields = masked(of.fields, secrets)
-
-
-def masked(of: Iterable[tuple[bytes, bytes]], secrets: Secrets) -> tuple[tuple[bytes, bytes], ...]:
-    """Return header fields with every credential in their values masked."""
-    return tuple((name, body(value, secrets)) for name, value in of)
+    masked = mask_fields(of.fields, secrets)
+    if masked is not of.fields:
+        of.fields = masked
 
 
 def without_quotes(text: str) -> str:
@@ -88,7 +60,7 @@ class Redactor:
         self._held = b""
 
     def __call__(self, data: bytes) -> list[bytes]:
-        masked = body(self._held + data, self._secrets)
+        masked = mask(self._held + data, self._secrets)
         if not data:  # the end
             self._held = b""
             return [masked] if masked else []
@@ -114,7 +86,7 @@ _PLAIN = (
 
 def reason_of(message: str, secrets: Secrets) -> str:
     """Return *message* of mitmproxy without *secrets* and quotes, in one line."""
-    text = body(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
+    text = mask(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     return one_line(without_quotes(text).rstrip(". "))
@@ -126,7 +98,7 @@ def unconnected(host: str, message: str, secrets: Secrets) -> str:
     return "; ".join(filter(None, (reason, remedy(message))))
 
 
-def secrets_and_passwords(options: Options, sent: Iterable[str] = ()) -> Secrets:
+def secrets_and_passwords(options: Options, sent: Iterable[Secret] = ()) -> Secrets:
     """Return what must not be told: credentials that were *sent*, and the user's own for a proxy.
 
     Args:
@@ -135,22 +107,4 @@ def secrets_and_passwords(options: Options, sent: Iterable[str] = ()) -> Secrets
     auth = getattr(options, "upstream_auth", None) or ""
     password = auth.partition(":")[2]
     encoded = base64.b64encode(auth.encode("utf-8", "surrogateescape")).decode()
-    return secrets_of([*sent, auth, password, encoded])
-
-
-class SentSecrets(list[Secret]):
-    """The credentials that a request has carried: what comes back may echo them."""
-
-    _known: tuple[int, Secrets] = (0, frozenset())
-
-    def echoes(self) -> Secrets:
-        """Return what must not be echoed to the client."""
-        count, known = self._known
-        if count != len(self):
-            known = secrets_of([secret.reveal() for secret in self])
-            self._known = (len(self), known)
-        return known
-
-    def and_passwords(self, options: Options) -> Secrets:
-        """Return what must not be repeated of that which mitmproxy says of a connection."""
-        return secrets_and_passwords(options, [secret.reveal() for secret in self])
+    return secrets_of([auth, password, encoded]).union(*[secret.forms() for secret in sent])

@@ -27,6 +27,7 @@ from mitmproxy.utils import human
 
 from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
+from account_pool.core.credential import Secrets, SentSecrets
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Broken, Deliver, Refresh, Step, Synthesize, Wait, how_broken
@@ -48,7 +49,6 @@ from account_pool.proxy.http_stream import (
     translated,
 )
 from account_pool.proxy.pooled_request import PooledRequest
-from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import log_and_continue
 
@@ -260,7 +260,7 @@ class RefusedAttempts(AttemptStream):
         else:
             how = self._how_broken(event)
             self.server_state = self.state_between_attempts
-            secrets = self.sent_secrets.and_passwords(self.context.options)
+            secrets = redaction.secrets_and_passwords(self.context.options, self.sent_secrets)
             reason = redaction.reason_of(event.message, secrets)
             now = self.service.now()
             yield from self._perform(reactions.broken(self._attempts, how, now, reason))
@@ -353,7 +353,7 @@ class RefusedAttempts(AttemptStream):
         self, response: http.Response, wrong: str, remedy: str
     ) -> CommandGenerator[None]:
         """What came is none: a protocol nobody asked for, a status or a head there is not."""
-        secrets = self.sent_secrets.and_passwords(self.context.options)
+        secrets = redaction.secrets_and_passwords(self.context.options, self.sent_secrets)
         reason = redaction.reason_of(wrong, secrets)
         why = ": ".join(filter(None, ("no valid answer", reason))) + remedy
         provider = self._call.provider

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from account_pool.core import headroom_parsing, reactions, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
-from account_pool.core.credential import Credential
+from account_pool.core.credential import Credential, Secrets, mask, mask_fields
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.core.instruments import NOT_COUNTED, ServedAs
@@ -49,11 +49,10 @@ from account_pool.providers.base import (
     expects_data,
 )
 from account_pool.providers.registry import HostIndex
-from account_pool.proxy import decoding, redaction
+from account_pool.proxy import decoding
 from account_pool.proxy.decoding import Decoder, End
 from account_pool.proxy.headers import IndexedHeaders
 from account_pool.proxy.pooled_request import PooledRequest, fields_by_name
-from account_pool.proxy.redaction import Secrets
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
@@ -565,13 +564,13 @@ class Refusals:
         *blamed*: it was its own fault, and no limit.
         """
         try:
-            text = redaction.body(reader.plain(), secrets)
+            text = mask(reader.plain(), secrets)
         except ValueError:
             return
         if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
             return
         head = reader.response
-        fields = redaction.masked(head.headers.fields, secrets)
+        fields = mask_fields(head.headers.fields, secrets)
         self._stored[key, blamed] = StoredRefusal(head.status_code, fields, text)
 
     def find(self, key: AccountKey | None, *, blamed: bool = False) -> StoredRefusal | None:

@@ -34,10 +34,10 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
+from account_pool.core.credential import Secrets
 from account_pool.proxy import redaction
 from account_pool.proxy.fast import short
 from account_pool.proxy.fast.known import digest
-from account_pool.proxy.redaction import Secrets
 
 
 def failed(server: Server, error: str) -> Server:
