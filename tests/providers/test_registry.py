@@ -109,7 +109,7 @@ def test_a_gateway_does_not_say_whose_its_keys_are(name: str) -> None:
     index = HostIndex([add_hosts(BUILT_IN[name], map(HostRule.parse, more))])
     for host in ("llm.example.com", "a.example.net", f"eu.{name}.com"):
         (gateway,) = index.find(host, 443)
-        assert gateway.owner(ORGANISATION) is None
+        assert gateway.owner is None
     (own,) = index.find(f"api.{name}.com", 443)
     assert own.owner(ORGANISATION) == "acme"
 
@@ -287,7 +287,7 @@ def test_a_tenant_of_ghe_com_is_a_copilot_of_ones_own() -> None:
 
 def test_behind_a_gateway_nobody_is_taken_for_an_owner() -> None:
     gateway = like(BUILT_IN["openai"], "mine", [HostRule.parse("llm.example.com")])
-    assert gateway.owner({"openai-organization": "org-1"}) is None
+    assert gateway.owner is None
     assert BUILT_IN["openai"].owner({"openai-organization": "org-1"}) == "org-1"
     both = {"openai-organization": "org-1", "openai-project": "proj-1"}
     assert BUILT_IN["openai"].owner(both) == "org-1/proj-1"

@@ -345,6 +345,7 @@ class SignalTable(Struct, frozen=True, kw_only=True):
         waits: where this vendor names a reset, best first.
         shared: limits of this vendor are those of an owner of several accounts.
         owner: the owner an answer of this vendor names, where a row does not say.
+        names_owner: the owner that an answer names is the account's; false behind a gateway.
     """
 
     rules: tuple[Rule, ...]
@@ -353,7 +354,8 @@ class SignalTable(Struct, frozen=True, kw_only=True):
     plan_scope: Scope | None = None
     waits: tuple[Wait, ...] = USUAL_WAITS
     shared: bool = False
-    owner: Callable[[ErrorFacts], str | None] = lambda _facts: None
+    owner: Callable[[ErrorFacts], str | None] | None = None
+    names_owner: bool = True
 
     def classify(self, answer: UpstreamResponse) -> Outcome:
         """Say what *answer* means. Total: never raises, whatever it holds."""
@@ -397,6 +399,7 @@ class SignalTable(Struct, frozen=True, kw_only=True):
         shared = rule.shared
         if shared is None:
             shared = self.shared and not _OF_THE_KEY.search(facts.message)
+        owner = rule.owner or self.owner if limited and self.names_owner else None
         return Outcome(
             cls=cls,
             scope=scope,
@@ -407,7 +410,7 @@ class SignalTable(Struct, frozen=True, kw_only=True):
             evidence=_evidence(facts),
             model=_covered(rule, facts) if scope is Scope.MODEL else None,
             shared=limited and shared,
-            owner=(rule.owner or self.owner)(facts) if limited else None,
+            owner=owner and owner(facts),
             missing_model=rule.missing_model,
             unknown=rule.unknown,
             names_credential=rule.names_credential,

@@ -301,8 +301,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         headroom_marks: what occurs in every event that reports what the account has left
             (`core/headroom_parsing.py`); nothing is looked for where there are none.
         classify: what a response means. Total: never raises.
-        signals: the table *classify* reads, where a service that is like this provider may
-            read it otherwise.
+        signals: the table *classify* reads, where a service that is like this provider, or a
+            gateway to it, may read it otherwise.
         refusal: an error of the pool's own in the provider's envelope:
             (status, message, seconds until it is worth trying again or None).
         delay: the headers that tell the vendor's clients to wait so many seconds,
@@ -320,7 +320,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         token_companions: what a token says of itself: account ids, host.
         token_expiry: when a token ends by its own word, seconds since the epoch.
         owner: whose limits a response speaks of: an organisation, team or project that
-            several accounts may share; None if it does not say. Given the headers.
+            several accounts may share; None if it does not say. Given the headers. None: no
+            response says it.
         holder: the same, where the credential says it and no response does.
         lacking: why a credential cannot be used although its token is a good one: what
             the owner must write beside it; None if it can.
@@ -362,7 +363,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     misplaced: Callable[[str], str | None] = lambda _token: None
     token_companions: Callable[[str], Mapping[str, str]] = lambda _token: {}
     token_expiry: Callable[[str], float | None] = lambda _token: None
-    owner: Callable[[Mapping[str, str]], str | None] = lambda _headers: None
+    owner: Callable[[Mapping[str, str]], str | None] | None = None
     holder: Callable[[Credential], str | None] = lambda _credential: None
     lacking: Callable[[Credential], str | None] = lambda _credential: None
     added_hosts: frozenset[HostRule] = frozenset()
@@ -376,9 +377,12 @@ def behind_gateway(provider: Provider) -> Provider:
     An organisation or project that is named there may be that of all of a gateway's keys,
     while each key has its own limits.
     """
+    if provider.signals is not None:
+        signals = replace(provider.signals, names_owner=False)
+        return replace(provider, owner=None, classify=signals.classify, signals=signals)
 
     def classify(response: UpstreamResponse) -> Outcome:
         outcome = provider.classify(response)
         return outcome if outcome.owner is None else replace(outcome, owner=None)
 
-    return replace(provider, owner=lambda _headers: None, classify=classify, signals=None)
+    return replace(provider, owner=None, classify=classify)

@@ -44,7 +44,7 @@ def compatible(
     rules: tuple[Rule, ...] = (),
     rate_scope: Scope = Scope.ACCOUNT,
     shared: bool = False,
-    owner: Callable[[ErrorFacts], str | None] = lambda _facts: None,
+    owner: Callable[[ErrorFacts], str | None] | None = None,
     gets: Iterable[str] = ("/models",),
     prefixes: Iterable[str] = ("/v1",),
     refusal: Callable[[int, str, float | None], LocalResponse] = openai.refusal,

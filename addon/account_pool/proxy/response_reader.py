@@ -527,7 +527,9 @@ class ResponseObserver:
             origin = Origin.parse(host)
             found = self.hosts.find(origin.host, origin.port)
             provider = next((p for p in found if p.name == provider.name), provider)
-        if owner := provider.owner(fields_by_name(response.headers.fields)):
+        if provider.owner is not None and (
+            owner := provider.owner(fields_by_name(response.headers.fields))
+        ):
             self.pool.health.learn_owner(lease.key, owner)
 
     def _learn_tokens(
