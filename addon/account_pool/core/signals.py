@@ -93,6 +93,24 @@ def spent_window(facts: ErrorFacts) -> float | None:
     )
 
 
+#: How a number that is not 0 mostly begins.
+_NOT_ZERO = tuple("123456789")
+
+
+def limit_is_zero(facts: ErrorFacts) -> bool:
+    """Say whether a limit, not what remains of it, is 0."""
+    return bool(
+        [
+            name
+            for name, value in facts.headers.items()
+            if "ratelimit" in name
+            and "limit" in name.partition("ratelimit")[2]
+            and not value.startswith(_NOT_ZERO)
+            and reset_hints.seconds(value) == 0
+        ]
+    )
+
+
 def named_window(facts: ErrorFacts) -> float | None:
     """The reset header of the window the message names, the right unit before others.
 
@@ -275,6 +293,8 @@ _USUAL_SCOPE = {
     REQUEST_ERROR: Scope.NONE,
 }
 _WAITING = frozenset({RATE_LIMIT, QUOTA, OVERLOADED, SERVER_ERROR})
+#: Those that say that the server failed; what is no status of HTTP is read as one (RFC 9110, 15).
+FAILURES = frozenset(range(500, 1000))
 _REPLAYABLE = frozenset({RATE_LIMIT, QUOTA, AUTH_EXPIRED, AUTH_INVALID, FORBIDDEN_ACCOUNT})
 
 

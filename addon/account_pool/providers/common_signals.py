@@ -11,14 +11,15 @@ echo what a user wrote. Order matters: what is no limit although it looks like o
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 
-from account_pool.core import reset_hints
 from account_pool.core.meaning import LazyPattern, Meaning, is_about_request
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_EXPIRED,
     AUTH_INVALID,
+    FAILURES,
     FORBIDDEN_ACCOUNT,
     MODEL,
     OVERLOADED,
@@ -32,6 +33,7 @@ from account_pool.core.signals import (
     Rule,
     body_reset,
     first_wait,
+    limit_is_zero,
     prose,
     rules,
 )
@@ -55,11 +57,12 @@ def beyond_the_plan(facts: ErrorFacts) -> str | None:
 
 _FEATURE = LazyPattern(r"long[- ]context|1m context|context window|fast mode", re.IGNORECASE)
 
+#: Whether the sentence is about one model.
+_is_about_model = attrgetter("about_model")
+
 
 def _is_short(facts: ErrorFacts) -> bool:
     """Say whether what is called a quota is one of an hour or less."""
-    if facts.meaning is not Meaning.PLAN:
-        return False
     if facts.window_s is not None:
         return facts.window_s <= RATE_WINDOW_S
     wait = first_wait(facts, USUAL_WAITS)
@@ -78,9 +81,9 @@ GENERAL_RULES = rules(
         means=Meaning.EXTRA, waits=(), feature=beyond_the_plan,
         source="https://github.com/anthropics/claude-code/issues/61808"),
     Rule("the plan does not include it", FORBIDDEN_ACCOUNT, MODEL, means=Meaning.NOT_INCLUDED),
-    Rule("a quota of a short window", RATE_LIMIT, when=_is_short, explicit=True),
+    Rule("a quota of a short window", RATE_LIMIT, means=Meaning.PLAN, when=_is_short),
     Rule("what the plan allows for this model is spent", QUOTA, MODEL, means=Meaning.PLAN,
-        when=lambda facts: facts.about_model),
+        when=_is_about_model),
     Rule("what the plan allows is spent", QUOTA, means=Meaning.PLAN),
     # Paying cures it, not waiting.
     Rule("out of credit", QUOTA, means=Meaning.MONEY, waits=()),
@@ -90,7 +93,7 @@ GENERAL_RULES = rules(
         phrase=r"\b(?:your|this|the|per|by|for|from|each|client|source|same)(?: client)? ip\b"
         r"|\bip (?:address )?(?:rate[- ]?)?limit", source="Hugging Face Hub 429, quoted"),
     Rule("rate limit of this model", RATE_LIMIT, MODEL, means=Meaning.RATE,
-        when=lambda facts: facts.about_model),
+        when=_is_about_model),
     Rule("rate limit", RATE_LIMIT, means=Meaning.RATE),
     Rule("about the request", REQUEST_ERROR, status={429}, words=REQUEST_CODES,
         when=_is_about_request),
@@ -100,20 +103,6 @@ GENERAL_RULES = rules(
 
 #: Statuses at which a sentence about money or limits is about the account. 0: in stream.
 REFUSALS = frozenset({0, 402, 403, 412, 429})
-
-
-_NOT_ZERO = tuple("123456789")
-
-
-def _limit_is_zero(facts: ErrorFacts) -> bool:
-    """Say whether a limit, not what remains of it, is 0."""
-    return any(
-        "ratelimit" in name
-        and "limit" in name.partition("ratelimit")[2]
-        and not value.startswith(_NOT_ZERO)  # mostly, and seen without reading it
-        and reset_hints.seconds(value) == 0
-        for name, value in facts.headers.items()
-    )
 
 
 _TEAM_MODEL = LazyPattern(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
@@ -164,7 +153,7 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, MODEL, status={0, 429},
         phrase=r"(?s)\brate limit\b.*\blimit:? 0(?![\d.]|,\d)", model=named_model,
         source="https://platform.openai.com/docs/guides/rate-limits"),
-    Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, status={429}, when=_limit_is_zero,
+    Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, status={429}, when=limit_is_zero,
         source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0"),
     # Another account, or none, gets the same.
     Rule("this client is not served", REQUEST_ERROR, status={0, 400, 401, 403},
@@ -206,8 +195,7 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
     # -- the vendor's own trouble, by a status that leaves no doubt
     Rule("no capacity", OVERLOADED, status={498, 503, 529}, when=_is_the_vendors,
         source="https://console.groq.com/docs/errors (498), RFC 9110 (503)"),
-    Rule("server error", SERVER_ERROR,
-        when=lambda facts: facts.status >= 500 and _is_the_vendors(facts),
+    Rule("server error", SERVER_ERROR, status=FAILURES, when=_is_the_vendors,
         source="RFC 9110 section 15.6"),
     # -- capacity
     Rule("capacity of the tier for this model", RATE_LIMIT, MODEL,
