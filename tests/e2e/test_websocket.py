@@ -12,7 +12,6 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from account_pool.demo import provider as scripted
 from tests.e2e import breaking
 from tests.e2e.harness import (
     CLIENT,
@@ -25,6 +24,7 @@ from tests.e2e.harness import (
     point_clients_at,
 )
 from tests.scripts import openai
+from tests.upstream import provider as scripted
 from tests.upstream.exchange import Ending, Reply
 from tests.upstream.replies import by_credential
 
