@@ -6,11 +6,10 @@ import pytest
 
 from account_pool.core import snapshot
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import RequestFacts
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.snapshot import FORGIVEN_S, forgiven
 

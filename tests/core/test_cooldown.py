@@ -9,23 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core.cooldown import (
+from account_pool.core.cooldown import Cooldown, covers
+from account_pool.core.health import (
     BARE_BACKOFF_S,
     BENCH_S,
     MAX_BENCH_S,
     MAX_DEFAULT_S,
-    MAX_HINT_S,
     MAX_JITTER_S,
-    Cause,
-    Cooldown,
     bare_wait,
     bench_wait,
-    covers,
     default_wait,
     next_cooldown,
-    usable_hint,
 )
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Cause, Outcome, OutcomeClass, Scope
+from account_pool.core.reset_hints import MAX_WAIT_S, believable
 from account_pool.core.state import ByModel, Cooldowns
 from tests.core.helpers import (
     BARE_429,
@@ -68,7 +65,7 @@ def after(
     ],
 )
 def test_hint_is_believed_up_to_a_year(seconds: float | None, usable: float | None) -> None:
-    assert usable_hint(seconds) == usable
+    assert believable(seconds) == usable
 
 
 @pytest.mark.parametrize(
@@ -118,7 +115,7 @@ def test_long_streaks_stay_bounded(default_s: float, streak: int) -> None:
         (quota(20 * DAY), 20 * DAY, True),
         (rate_limit(), 300.0, False),
         (quota(), 300.0, False),
-        (quota(MAX_HINT_S + 1), 300.0, False),
+        (quota(MAX_WAIT_S + 1), 300.0, False),
         (quota(-5.0), 300.0, False),
         (quota(nan), 300.0, False),
         (BARE_429, BARE_BACKOFF_S, False),
@@ -278,7 +275,7 @@ def test_deadlines_never_move_back(refusals: list[Any], chance: float) -> None:
         if cooldown is not None and cooldown.active(now):
             assert following.until >= cooldown.until
             assert following.streak >= cooldown.streak
-        if usable_hint(hint) is not None:
+        if believable(hint) is not None:
             assert following.until >= now + hint
         cooldown = following
 

@@ -6,10 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import BY_HAND, Cause
 from account_pool.core.decision_text import duration, line
 from account_pool.core.decisions import By, Decision, Kind
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Cause, OutcomeClass, Scope
 
 WORK, SPARE = AccountKey("openai", "work"), AccountKey("openai", "spare")
 LIMIT = Cause(

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from account_pool.core.cooldown import Cause
 from account_pool.core.decisions import KEPT, By, Decision, Decisions, Kind, session_hash
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.steps import remedy
 from tests.core.helpers import PROVIDER, ClocksAhead, key
 

@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import Window
 from account_pool.core.notifications import (
@@ -24,7 +23,7 @@ from account_pool.core.notifications import (
     find,
     note,
 )
-from account_pool.core.outcome import Scope
+from account_pool.core.outcome import BY_HAND, Scope
 from account_pool.core.pool import Pool
 from tests.core.helpers import FORBIDDEN, PROVIDER, account, quota
 

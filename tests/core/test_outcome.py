@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.outcome import UpstreamResponse, is_failure, read_facts
+from account_pool.core.outcome import UpstreamResponse, read_facts
 
 
 @pytest.mark.parametrize(
@@ -97,25 +97,3 @@ def test_status_inside_a_stream(payload: Any, status: int) -> None:
     assert (
         read_facts(UpstreamResponse(status=200, payload=payload, in_stream=True)).status == status
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "failure"),
-    [
-        ({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "x"}}, True),
-        ({"choices": [], "base_resp": {"status_code": 0, "status_msg": ""}}, False),
-        ({"code": 1113, "msg": "余额不足", "success": False}, True),
-        ({"code": "QUOTA_EXCEEDED", "message": "Your quota is exhausted"}, True),
-        ({"success": False, "message": "Your plan has expired"}, True),
-        # an answer, whatever it says
-        ({"code": 0, "msg": "ok", "data": {"text": "quota exceeded"}}, False),
-        ({"code": 200, "message": "your quota is exhausted", "success": True}, False),
-        ({"code": "x", "content": [{"text": "quota exceeded"}], "message": "quota used up"}, False),
-        # nothing that is understood: it goes to the client
-        ({"code": 4711, "message": "pong"}, False),
-        ({"type": "message_start"}, False),
-        ({}, False),
-    ],
-)
-def test_a_failure_inside_a_success(value: dict[str, Any], failure: bool) -> None:
-    assert is_failure(value) is failure

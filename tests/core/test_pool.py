@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import occupancy, summary
-from account_pool.core.cooldown import BENCH_S
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import (
     DuplicateAccount,
@@ -20,6 +19,7 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.headroom import UNKNOWN
+from account_pool.core.health import BENCH_S
 from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
+from account_pool.core.cooldown import Cooldown
 from account_pool.core.decisions import Kind
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Cause, Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.steps import MAX_PROBE_BYTES
 from tests.core.helpers import FACTS, account, key, pool_of, quota, rate_limit

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from account_pool.core import snapshot
-from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown, Endings
+from account_pool.core.cooldown import PROBE_EVERY_S, Cooldown, Endings
 from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.snapshot import (
     FORGIVEN_S,

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from tests.core.helpers import account
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
+from account_pool.core.cooldown import Cooldown
 from account_pool.core.headroom import Window
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Cause, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.state import AccountState
 from account_pool.providers.look_ups import (

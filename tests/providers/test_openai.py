@@ -15,7 +15,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import RequestHead, Route, body_model
-from account_pool.providers.openai import PROVIDER
+from account_pool.providers.openai import PROVIDER, is_failure
 
 
 def head(method: str = "POST", path: str = "/v1/responses", **fields: Any) -> RequestHead:
@@ -332,3 +332,25 @@ def test_a_short_delay_lets_the_client_try_again(wait: float, seconds: str) -> N
 @pytest.mark.parametrize("wait", [float("nan"), float("inf"), 1e300])
 def test_an_absurd_delay_is_bounded(wait: float) -> None:
     assert dict(PROVIDER.delay(wait))["retry-after"] == str(366 * 86400)
+
+
+@pytest.mark.parametrize(
+    ("value", "failure"),
+    [
+        ({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "x"}}, True),
+        ({"choices": [], "base_resp": {"status_code": 0, "status_msg": ""}}, False),
+        ({"code": 1113, "msg": "余额不足", "success": False}, True),
+        ({"code": "QUOTA_EXCEEDED", "message": "Your quota is exhausted"}, True),
+        ({"success": False, "message": "Your plan has expired"}, True),
+        # an answer, whatever it says
+        ({"code": 0, "msg": "ok", "data": {"text": "quota exceeded"}}, False),
+        ({"code": 200, "message": "your quota is exhausted", "success": True}, False),
+        ({"code": "x", "content": [{"text": "quota exceeded"}], "message": "quota used up"}, False),
+        # nothing that is understood: it goes to the client
+        ({"code": 4711, "message": "pong"}, False),
+        ({"type": "message_start"}, False),
+        ({}, False),
+    ],
+)
+def test_a_failure_inside_a_success(value: dict[str, Any], failure: bool) -> None:
+    assert is_failure(value) is failure

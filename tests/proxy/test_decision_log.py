@@ -15,10 +15,9 @@ from mitmproxy.test import taddons
 
 from account_pool.core import reactions, snapshot
 from account_pool.core.attempts import Attempts
-from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decisions import By
 from account_pool.core.lease import RequestFacts
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.outcome import BY_HAND, Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.steps import Broken, Limits, Refresh
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import decision_log

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from tests.store.backends import WALL
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown, Endings
+from account_pool.core.cooldown import Cooldown, Endings
 from account_pool.core.headroom import Window
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.store.store import News, Row, StateStore, TableChanges
 

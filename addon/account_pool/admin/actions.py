@@ -19,13 +19,13 @@ from account_pool.admin.http import ApiError
 from account_pool.config.edit import LastAccount, WrongAccount, add_account, remove_account
 from account_pool.config.problems import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
-from account_pool.core.cooldown import BY_HAND, Cooldown
+from account_pool.core.cooldown import Cooldown
 from account_pool.core.decision_history import DecisionsShown
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.fleet import ProxyView
 from account_pool.core.instruments import HeadroomHistory, Measured, RequestLog
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.prices import Prices
 from account_pool.core.sessions import Pins, Sessions, session_key, session_of

@@ -15,11 +15,12 @@ from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
-from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
+from account_pool.core.cooldown import AccountVerdict, Cooldown
 from account_pool.core.decisions import session_hash
 from account_pool.core.fleet import ProxyState, ProxyView, versions
 from account_pool.core.headroom import Window, tightest_window
 from account_pool.core.instruments import EVERY_S, Sample
+from account_pool.core.outcome import Cause
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins, Sessions, session_of
 from account_pool.core.state import AccountState

@@ -55,7 +55,7 @@ from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.browser import is_loopback
-from account_pool.core.cooldown import BY_HAND
+from account_pool.core.outcome import BY_HAND
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import CredentialError, ValueSource

@@ -16,13 +16,13 @@ from itertools import count
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import NEVER, Cause, Cooldown, Endings
+from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind, Transition, decision_of
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
 from account_pool.core.headroom import UNKNOWN, Window, reserved
 from account_pool.core.members import Members
-from account_pool.core.outcome import BENCHING, Outcome, OutcomeClass
+from account_pool.core.outcome import BENCHING, Cause, Outcome, OutcomeClass
 from account_pool.core.permits import Permits
 from account_pool.core.selection import POLICIES, SelectionPolicy
 from account_pool.core.state import AccountState, Ramps

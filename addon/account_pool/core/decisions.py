@@ -21,8 +21,8 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown, Endings, opened
-from account_pool.core.outcome import Outcome
+from account_pool.core.cooldown import AccountVerdict, Cooldown, Endings, opened
+from account_pool.core.outcome import Cause, Outcome
 from account_pool.core.state import AccountState, Cooldowns
 
 #: Clients choose the names of models; longer ones are cut.

@@ -15,9 +15,9 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from account_pool.core.cooldown import Cause, Cooldown, covers
+from account_pool.core.cooldown import Cooldown, covers
 from account_pool.core.meaning import LazyPattern
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import Cause, OutcomeClass, Scope
 
 #: A window longer than this is a long one, seconds: no request waits for its reset.
 LONG_S = 3600.0

@@ -1,8 +1,8 @@
 """What responses teach about accounts: passive health checks.
 
-Limits cool an account down. A refusal that may be the account's own fault opens a verdict
-(`cooldown.py`); what another account then serves, or all refuse, decides it. Good responses
-disprove both. How long a cooldown lasts is decided in `cooldown.py`.
+Limits cool an account down, for how long is decided at the end of this file. A refusal that may
+be the account's own fault opens a verdict (`cooldown.py`); what another account then serves, or
+all refuse, decides it. Good responses disprove both.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from operator import attrgetter
 
 from msgspec import Struct, field
@@ -20,17 +21,16 @@ from account_pool.core.accounts import Accounts, is_401
 from account_pool.core.cooldown import (
     SOCKETS,
     AccountVerdict,
-    Cause,
     Cooldown,
     covers,
-    next_cooldown,
 )
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decisions import By, Transition
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import RecentFailures
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Cause, Outcome, OutcomeClass, Scope
+from account_pool.core.reset_hints import believable
 from account_pool.core.state import AccountState
 
 #: Cooldowns kept per account. Clients choose the names of models, so there must be a
@@ -38,6 +38,19 @@ from account_pool.core.state import AccountState
 MAX_COOLDOWNS = 128
 #: How long a credential that has served, or was renewed, is not renewed again, seconds.
 FRESH_S = 60.0
+
+#: Longest cooldown made of `pool_cooldown` doubled per streak.
+MAX_DEFAULT_S = 1800.0
+#: First pause after a 429 that says nothing about whose limit it is; doubles up to
+#: `pool_cooldown`. A named reset of 0 s is taken for it: one request would otherwise spend
+#: all its attempts on one account at once.
+BARE_BACKOFF_S = 1.0
+#: First and longest bench of an account for a refusal that is its own fault; doubles.
+BENCH_S = 300.0
+MAX_BENCH_S = 86400.0
+#: Jitter: at most this share of the wait, and at most so many seconds.
+JITTER_SHARE = 0.02
+MAX_JITTER_S = 5.0
 
 _UNTIL = attrgetter("until")
 
@@ -153,7 +166,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
             chance=self.chance(),
             probe=probe,
         )
-        if cooldown.cause.bare:
+        if outcome.scope is Scope.NONE and cooldown.cause.bare:
             self.accounts.members[state.key.provider].failures.bare.add(state.key)
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _make_room(change)
@@ -426,3 +439,95 @@ def _make_room(change: Transition) -> None:
     if first.model is None:  # the account as a whole, which is no client's choice
         first = min([c for c in cooldowns.values() if c.model is not None], key=_UNTIL)
     change.make_room(first)
+
+
+# -- how long an account is left alone
+
+
+def default_wait(default_s: float, streak: int) -> float:
+    """Return the wait when no reset was named: *default_s* doubled per streak, capped.
+
+    A *default_s* above the cap is taken as the owner wrote it.
+    """
+    return max(default_s, min(default_s * 2.0 ** min(streak - 1, 32), MAX_DEFAULT_S))
+
+
+def bare_wait(default_s: float, streak: int) -> float:
+    """Return the pause after a 429 without evidence: 1 s doubled per streak, capped."""
+    return min(BARE_BACKOFF_S * 2.0 ** min(streak - 1, 32), max(default_s, BARE_BACKOFF_S))
+
+
+def bench_wait(streak: int) -> float:
+    """Return how long a refused account is left alone: 5 min doubled per streak, capped."""
+    return min(BENCH_S * 2.0 ** min(streak - 1, 32), MAX_BENCH_S)
+
+
+def next_cooldown(
+    previous: Cooldown | None,
+    outcome: Outcome,
+    *,
+    model: str | None,
+    now: float,
+    started_at: float,
+    default_s: float,
+    chance: float,
+    probe: bool = False,
+) -> Cooldown:
+    """Return the cooldown that follows from *outcome*.
+
+    Args:
+        previous: the last one of the same account and model, active or over, unless a
+            success has come since.
+        model: what it covers; None for the whole account.
+        started_at: when the refused attempt was started. Attempts that were already
+            running when the previous cooldown began say nothing new: they count once.
+            Refusals without evidence have a streak of their own, and so have benches.
+        default_s: `pool_cooldown`.
+        chance: a random number from 0 to 1, for the jitter.
+        probe: the refused attempt was our own question whether *previous* really lasts:
+            only a reset that is named changes anything.
+
+    A later, shorter hint never shortens a deadline.
+    """
+    hint = believable(outcome.cooldown_s)
+    new = Cause.of(outcome, hinted=hint is not None)
+    if (
+        previous is not None
+        and previous.cause.benches
+        and not new.yields
+        and not previous.overtook(started_at)
+    ):
+        previous = None  # who is told of a limit is let in
+    if probe and hint is None and previous is not None and previous.active(now):
+        return previous
+    concurrent = previous is not None and (probe or previous.overtook(started_at))
+    streak = 1
+    if previous is not None and _kind(previous.cause) == _kind(new):
+        streak = previous.streak + (0 if concurrent else 1)
+    wait = _wait(new, hint, streak, default_s)
+    until = now + wait + min(wait * JITTER_SHARE, MAX_JITTER_S) * chance
+    if previous is None or not previous.active(now):
+        return Cooldown(model=model, since=now, until=until, streak=streak, cause=new)
+    since = previous.since if concurrent else now
+    if previous.until >= until:
+        # Still cooling, and longer than that: the deadline that stands keeps its cause.
+        return replace(previous, since=since, streak=max(streak, previous.streak))
+    probed_at = previous.probed_at if probe else -inf
+    return Cooldown(
+        model=model, since=since, until=until, streak=streak, cause=new, probed_at=probed_at
+    )
+
+
+def _kind(cause: Cause) -> tuple[bool, bool]:
+    return cause.benches, cause.bare
+
+
+def _wait(cause: Cause, hint: float | None, streak: int, default_s: float) -> float:
+    """Return how long an account is left alone for *cause*, seconds."""
+    if hint:
+        return hint if streak == 1 else max(hint, BARE_BACKOFF_S)
+    if cause.benches:
+        return bench_wait(streak)
+    if hint == 0 or cause.bare:
+        return bare_wait(default_s, streak)
+    return default_wait(default_s, streak)

@@ -22,10 +22,9 @@ from msgspec import Struct
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.outcome import BY_HAND, OutcomeClass
 from account_pool.core.state import AccountState, Ramp
 
 #: Bytes of bodies that are kept for requests that wait, over all providers together: eight

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decision_text import duration
 from account_pool.core.decisions import one_line
+from account_pool.core.outcome import BY_HAND
 from account_pool.core.state import AccountState
 from account_pool.core.wrong import without_secrets
 

@@ -1,4 +1,4 @@
-"""An answer: what was read of it, the facts of an error in it, and what it means.
+"""An answer: what was read of it, the facts of an error in it, what it means and what is kept.
 
 Its words are those of docs/why.md. Providers turn an `UpstreamResponse` into an `Outcome` (see
 `providers/`), for the account that gave the answer and for the request; the pool and the attempt
@@ -148,6 +148,54 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+#: The signal of a cooldown its owner set: nobody but him knows better.
+BY_HAND = "by hand"
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an account cools or is disabled: what is kept of an `Outcome`.
+
+    Attributes:
+        hinted: whether the deadline was named by the provider.
+    """
+
+    signal: str
+    cls: OutcomeClass
+    scope: Scope
+    evidence: Mapping[str, str] = msgspec.field(default_factory=dict)
+    hinted: bool = False
+    unknown: bool = False
+    money: bool = False
+
+    @classmethod
+    def of(cls, outcome: Outcome, *, hinted: bool) -> Cause:
+        return cls(
+            signal=outcome.signal,
+            cls=outcome.cls,
+            scope=outcome.scope,
+            evidence=outcome.evidence,
+            hinted=hinted,
+            unknown=outcome.unknown,
+            money=outcome.money,
+        )
+
+    @property
+    def benches(self) -> bool:
+        """Say whether an account is on the bench for it: not limited, but refused."""
+        refused = self.cls in BENCHING or (self.cls is OutcomeClass.QUOTA and self.unknown)
+        return refused and self.signal != BY_HAND
+
+    @property
+    def bare(self) -> bool:
+        """Say whether it is a 429 that says nothing about whose limit it is."""
+        return self.scope is Scope.NONE and self.signal != BY_HAND
+
+    @property
+    def yields(self) -> bool:
+        """Say whether the account is asked all the same while no other can serve."""
+        return self.benches or self.bare
+
+
 class UpstreamResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A provider's response as far as it was read: values only, already decoded.
 
@@ -211,7 +259,7 @@ _CODE_LAST = LazyPattern(r"\(([0-9]{4,5})\)\W{0,2}$")
 _HUMP = LazyPattern(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # Those that HTTP has, and those of edges, Anthropic and Copilot: 434 or 449 is a vendor's own code.
-_ERROR_STATUS = LazyPattern(
+ERROR_STATUS = LazyPattern(
     r"4(?:0[0-9]|1[0-8]|2[1-689]|31|51|66|9[89])|5(?:0[0-8]|1[01]|2[0-79]|30)"
 )
 
@@ -324,17 +372,6 @@ def _resets(payload: Any, error: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-#: Codes of what went well, and members that hold an answer.
-_FINE = frozenset({"0", "200", "ok", "success", "none"})
-#: Where an answer says how it went: MiniMax, iFlytek, Tencent, Volcengine.
-_RESULTS = (
-    *(("base_resp", "status_code"), ("header", "code")),
-    *(("Response", "Error"), ("ResponseMetadata", "Error")),
-)
-_ERROR_CODES = ("error_code", "errorCode", "errcode", "err_code")
-_CONTENT = ("choices", "candidates", "content", "output", "delta", "item", "response", "data")
-
-
 # What a network in front of the API says of itself: "error code: 1010", a header.
 _EDGE_TEXT = LazyPattern(
     r"(?i:error code: 1[0-9]{3}|(?:.{0,80}\b403[:,] )?your request was blocked\.?)\s*"
@@ -361,36 +398,6 @@ def _is_of_the_edge(
         or ("error_name" in holder and _EDGE_CODE.fullmatch(str(holder.get("error_code"))))
         for holder in holders
     )
-
-
-def is_failure(value: Mapping[str, Any]) -> bool:
-    """Say whether an object inside a success is a refusal although it has no `error`.
-
-    `base_resp` and `header` say so by their codes, `Response` by an `Error`, an `error_code`
-    by its name; a flat `{"code", "msg"}` by the status that is its code, or by a known meaning.
-    """
-    for name, code in _RESULTS:
-        if not _is_fine(members(value.get(name)).get(code)):
-            return True
-    named = any(not _is_fine(value.get(key)) for key in _ERROR_CODES)
-    named = named or value.get("success") is False or _says_so(value)
-    if not named and _is_fine(value.get("code")):
-        return False
-    if any(value.get(key) for key in _CONTENT):
-        return False
-    return named or read_facts(UpstreamResponse(status=200, payload=value)).meaning is not None
-
-
-def _says_so(value: Mapping[str, Any]) -> bool:
-    """Say whether a sentence stands beside a code or status that is an error's."""
-    if not isinstance(value.get("message") or value.get("msg"), str):
-        return False
-    failed = value.get("status") in ("error", "fail", "failure")
-    return failed or _ERROR_STATUS.fullmatch(str(value.get("code"))) is not None
-
-
-def _is_fine(code: object) -> bool:
-    return str(code or 0).lower() in _FINE
 
 
 def _first(payload: Any) -> Any:
@@ -578,7 +585,7 @@ def _status_inside(outer: Mapping[str, Any], error: Mapping[str, Any]) -> int:
         error.get("status"),
         error.get("code"),
     ):
-        if isinstance(value, str | int) and _ERROR_STATUS.fullmatch(str(value)):
+        if isinstance(value, str | int) and ERROR_STATUS.fullmatch(str(value)):
             return int(value)
     return 0
 

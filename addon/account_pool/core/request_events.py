@@ -12,11 +12,11 @@ from typing import assert_never
 from msgspec import Struct
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
+from account_pool.core.cooldown import AccountVerdict, Cooldown
 from account_pool.core.decisions import By, Decision, Kind, session_hash
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
-from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.outcome import Cause, Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Attempt, Deliver, Refresh, Send, Step, Synthesize, Wait
 

@@ -77,9 +77,9 @@ _DURATION_RE = LazyPattern(DURATION, re.IGNORECASE)
 _PART_RE = LazyPattern(rf"({_COUNT})({_UNITS})(?![a-zµ])", re.IGNORECASE)
 
 
-def believable(seconds: float) -> float | None:
+def believable(seconds: float | None) -> float | None:
     """Return *seconds* if it is a wait we believe. NaN fails every comparison."""
-    return seconds if 0.0 <= seconds <= MAX_WAIT_S else None
+    return seconds if seconds is not None and 0.0 <= seconds <= MAX_WAIT_S else None
 
 
 def _number(value: object) -> float | None:

@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.cooldown import BY_HAND, NEVER, Cause, Cooldown, Endings
+from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.credential import are_of_others
 from account_pool.core.decisions import By, Transition
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.outcome import BY_HAND, Cause, OutcomeClass
 from account_pool.core.state import AccountState, SavedRows
 
 #: How long a cooldown still counts for a streak after it has ended, seconds.

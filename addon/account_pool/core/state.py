@@ -26,13 +26,13 @@ from account_pool.core.cooldown import (
     NEVER,
     PROBED_FROM_S,
     AccountVerdict,
-    Cause,
     Cooldown,
     Endings,
     covers,
 )
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot, Key, Window
+from account_pool.core.outcome import Cause
 
 Rank = tuple[float | str, ...]
 Name = TypeVar("Name")

@@ -14,11 +14,11 @@ from enum import Enum
 from msgspec import Struct
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import usable_hint
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, Ticket
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import Outcome
+from account_pool.core.reset_hints import believable
 
 
 class Attempt(Struct):
@@ -200,7 +200,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 def overload_pause_s(outcome: Outcome, limits: Limits, chance: float) -> float | None:
     """Return the pause before an overloaded account is tried once more; None: it is too long."""
-    named = usable_hint(outcome.cooldown_s)
+    named = believable(outcome.cooldown_s)
     pause_s = chance * OVERLOAD_PAUSE_S if named is None else named
     return pause_s if pause_s <= max(limits.patience_s, OVERLOAD_PAUSE_S) else None
 

@@ -16,7 +16,13 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.json_values import members
 from account_pool.core.meaning import LazyPattern
-from account_pool.core.outcome import ErrorFacts, Scope, is_failure
+from account_pool.core.outcome import (
+    ERROR_STATUS,
+    ErrorFacts,
+    Scope,
+    UpstreamResponse,
+    read_facts,
+)
 from account_pool.core.signals import (
     FORBIDDEN_ACCOUNT,
     MODEL,
@@ -167,6 +173,17 @@ _QUIET_EVENTS = frozenset(
 )
 
 
+#: Codes of what went well, and members that hold an answer.
+_FINE = frozenset({"0", "200", "ok", "success", "none"})
+#: Where an answer says how it went: MiniMax, iFlytek, Tencent, Volcengine.
+_RESULTS = (
+    *(("base_resp", "status_code"), ("header", "code")),
+    *(("Response", "Error"), ("ResponseMetadata", "Error")),
+)
+_ERROR_CODES = ("error_code", "errorCode", "errcode", "err_code")
+_CONTENT = ("choices", "candidates", "content", "output", "delta", "item", "response", "data")
+
+
 def judge(name: str | None, value: Any) -> Verdict:
     """Say what an event, a WebSocket frame or a JSON body is: chat, responses, errors."""
     if not isinstance(value, dict):
@@ -187,6 +204,36 @@ def judge(name: str | None, value: Any) -> Verdict:
         return Verdict.REFUSE
     # Azure and Copilot begin with a chunk of filter results for the prompt.
     return Verdict.CONTINUE if value.get("choices") == [] else Verdict.COMMIT
+
+
+def is_failure(value: Mapping[str, Any]) -> bool:
+    """Say whether an object inside a success is a refusal although it has no `error`.
+
+    `base_resp` and `header` say so by their codes, `Response` by an `Error`, an `error_code`
+    by its name; a flat `{"code", "msg"}` by the status that is its code, or by a known meaning.
+    """
+    for name, code in _RESULTS:
+        if not _is_fine(members(value.get(name)).get(code)):
+            return True
+    named = any(not _is_fine(value.get(key)) for key in _ERROR_CODES)
+    named = named or value.get("success") is False or _says_so(value)
+    if not named and _is_fine(value.get("code")):
+        return False
+    if any(value.get(key) for key in _CONTENT):
+        return False
+    return named or read_facts(UpstreamResponse(status=200, payload=value)).meaning is not None
+
+
+def _says_so(value: Mapping[str, Any]) -> bool:
+    """Say whether a sentence stands beside a code or status that is an error's."""
+    if not isinstance(value.get("message") or value.get("msg"), str):
+        return False
+    failed = value.get("status") in ("error", "fail", "failure")
+    return failed or ERROR_STATUS.fullmatch(str(value.get("code"))) is not None
+
+
+def _is_fine(code: object) -> bool:
+    return str(code or 0).lower() in _FINE
 
 
 _CODES = "https://platform.openai.com/docs/guides/error-codes"

@@ -17,12 +17,12 @@ from account_pool.admin.http import ApiError
 from account_pool.config.accounts_file import counted
 from account_pool.core import headroom
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import BY_HAND, Cooldown
+from account_pool.core.cooldown import Cooldown
 from account_pool.core.decision_history import Record
 from account_pool.core.decision_text import MAX_VALUES, asked_last, duration, evidence, line
 from account_pool.core.decisions import By, Decision, Decisions, Kind, one_line
 from account_pool.core.errors import PoolError
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import BY_HAND, Outcome, OutcomeClass, Scope
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
 from account_pool.proxy.reload import RELOAD_ERRORS, Reloader

@@ -13,9 +13,9 @@ from math import inf, isfinite
 from typing import Any, NamedTuple, TypeVar
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import NEVER, Cause, Cooldown, Endings
+from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.headroom import Key, Window
-from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.core.state import Rows
 
