@@ -95,8 +95,7 @@ class _Side:
         self.in_flight: dict[AccountKey, int] = {}
         self._planned = False
         self._is_away_until, self._proxies = -inf, 1
-        self._accounts.subscribe(self._plan)
-        self._accounts.permits.on_ask = self._plan
+        self._accounts.on_dirty = self._accounts.permits.on_ask = self._plan
 
     def cut_off(self, until: float) -> None:
         """The store is away until then; that is noticed when it is used."""

@@ -45,7 +45,7 @@ def test_enabling_ends_a_disabling_and_no_cooldown(pool):
 def test_who_waits_goes_on_when_an_account_is_enabled(pool):
     told = []
     pool.health.mark_failure(KEY, refusal(BY_HAND), now=0.0)
-    pool.accounts.subscribe(lambda: told.append(pool.accounts.get(KEY).enabled))
+    pool.accounts.on_dirty = lambda: told.append(pool.accounts.get(KEY).enabled)
     pool.accounts.enable(KEY, now=1.0)
     assert told == [True]
     assert KEY in pool.accounts.dirty

@@ -21,7 +21,7 @@ def test_an_account_has_one_owner() -> None:
     owners = Owners()
     for account in (A, B):
         owners.learn(account, "org-1")
-    assert (owners.of(A), owners.others(A), owners.of(C), owners.others(C)) == (
+    assert (owners.get(A), owners.others(A), owners.get(C), owners.others(C)) == (
         "org-1",
         [B],
         None,
@@ -30,7 +30,7 @@ def test_an_account_has_one_owner() -> None:
     owners.learn(B, "org-2")
     assert (owners.others(A), owners.others(B)) == ([], [])
     owners.forget(A)
-    assert owners.of(A) is None
+    assert owners.get(A) is None
 
 
 def test_providers_do_not_share_owners() -> None:
@@ -75,7 +75,7 @@ def test_an_owner_that_only_the_refusal_names() -> None:
     pool.health.mark_cooldown(A, limit, now=0.0)
     assert pool.acquire(FACTS, now=1.0).key == B
     pool.health.mark_cooldown(B, limit, now=1.0)
-    assert pool.accounts.owners.of(B) == "team-1"
+    assert pool.accounts.owners.get(B) == "team-1"
     # From now on one refusal speaks for both.
     pool.accounts.clear_cooldown(A, now=2.0)
     pool.accounts.clear_cooldown(B, now=2.0)
@@ -90,7 +90,7 @@ def test_a_removed_account_owns_nothing() -> None:
     pool.accounts.remove(B, now=0.0)
     pool.health.mark_cooldown(A, SHARED, now=0.0)
     pool.health.learn_owner(B, "org-1")
-    assert pool.accounts.owners.of(B) is None
+    assert pool.accounts.owners.get(B) is None
 
 
 def test_an_unknown_model_is_looked_for_again_later() -> None:

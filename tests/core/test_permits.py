@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from account_pool.core import snapshot
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, Transition
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, Ticket
 from account_pool.core.outcome import Scope
@@ -188,7 +188,7 @@ def test_what_a_person_ends_is_not_held_back(end: str) -> None:
     if end == "clear":
         pool.accounts.clear_cooldown(key("one"), now=1.0)
     else:
-        with pool.accounts.changing(pool.accounts.get(key("one")), By.HAND, 1.0) as change:
+        with Transition(pool.accounts, pool.accounts.get(key("one")), By.HAND, 1.0) as change:
             change.end_cooldowns()
     assert may_go(pool, 1.0)
 

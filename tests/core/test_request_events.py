@@ -268,7 +268,7 @@ def test_an_echoed_secret_is_masked_in_any_case() -> None:
     )
     play >> begin >> refused(echo)
     assert "sk-a" not in repr([d.as_dict(0.0) for d in play.pool.decisions]).lower()
-    assert (play.pool.accounts.owners.of(key("a")) or "").lower() == "org-[secret]"
+    assert (play.pool.accounts.owners.get(key("a")) or "").lower() == "org-[secret]"
 
 
 def test_a_model_is_one_line_wherever_it_is_named() -> None:

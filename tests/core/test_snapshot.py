@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.cooldown import PROBE_EVERY_S, Cooldown, Endings
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, Transition
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -118,7 +118,7 @@ def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
     assert state.cooldowns[None].cause == cooldown.cause
     assert state.cooldowns[None].streak == cooldown.streak
     assert list(state.headroom.windows.values()) == [hours.later(-95.0), tokens.later(-95.0)]
-    assert restored.accounts.owners.of(A) == "org-1"
+    assert restored.accounts.owners.get(A) == "org-1"
 
 
 def test_what_is_over_counts_for_the_streak_for_a_day() -> None:
@@ -369,7 +369,7 @@ def test_what_an_account_no_longer_has_is_not_remembered_to_be_saved() -> None:
         pool.health.mark_cooldown(A, rate_limit(60.0, scope=scope, model=model), now=0.0)
         pool.observe_headroom(A, [window(0.5, model=model)], now=0.0)
     snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL)
-    with pool.accounts.changing(pool.accounts.get(A), By.HAND, 1.0) as change:
+    with Transition(pool.accounts, pool.accounts.get(A), By.HAND, 1.0) as change:
         change.end_cooldowns(among=["m1"])
     [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL).accounts
     saved = pool.accounts.get(A).saved

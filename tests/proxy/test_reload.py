@@ -144,7 +144,7 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
         "sk-fake-second-000",
     ]
     assert summary(pool.accounts, now=service.now())["available"] == 2
-    assert pool.accounts.owners.of(ONE) is None
+    assert pool.accounts.owners.get(ONE) is None
     assert service.refusals.find(ONE) is None
 
 

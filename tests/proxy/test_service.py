@@ -212,7 +212,7 @@ def test_only_the_vendor_says_whose_limits_an_account_has(host, owner):
     lease = service.pool.acquire(call.facts(request()), now=0)
     answer = http.Response.make(200, headers={"openai-organization": "acme"})
     service.observer.head(call.provider, lease, answer)
-    assert service.pool.accounts.owners.of(lease.key) == owner
+    assert service.pool.accounts.owners.get(lease.key) == owner
 
 
 def test_what_was_asked_with_an_earlier_credential_names_nobody():
@@ -223,7 +223,7 @@ def test_what_was_asked_with_an_earlier_credential_names_nobody():
     service.pool.accounts.renewed(lease.key, now=0)
     answer = http.Response.make(200, headers={"openai-organization": "acme"})
     service.observer.head(call.provider, lease, answer)
-    assert service.pool.accounts.owners.of(lease.key) is None
+    assert service.pool.accounts.owners.get(lease.key) is None
 
 
 def test_swap_is_made_once_per_credential():

@@ -1,16 +1,13 @@
 """The accounts of all providers, and what changes them: their owner, people, other proxies.
 
-`changing` is the one way in which an account changes: it records what the transition does,
-puts the account where it belongs, marks it as one to be saved and lets waiting requests go
-on. What refusals change comes from `health.py`, what requests count, and what responses say is
-left, from `pool.py`.
+An account changes by a `Transition` (`decisions.py`), which records what it does. What refusals
+change comes from `health.py`, what requests count, and what responses say is left, from `pool.py`.
 Times are monotonic seconds and passed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
 from math import inf
@@ -28,8 +25,6 @@ from account_pool.core.selection import POLICIES, SelectionPolicy
 from account_pool.core.state import AccountState, Ramps
 
 _BY_401 = BENCHING - {OutcomeClass.FORBIDDEN_ACCOUNT}
-#: What others know already, or the next response shows again.
-_NOT_URGENT = frozenset({By.SUCCESS, By.PROBE, By.RESTART, By.PROXY, By.CLOCK})
 
 
 class _MembersByProvider(dict[str, Members]):
@@ -61,7 +56,7 @@ class Accounts:
         proxies: how many there are, over which `min_interval` is spread.
         permits: how it returns to accounts carefully, with other proxies.
         starved: accounts that were full when nobody else could serve.
-        listeners: called when one is dirty (`subscribe`).
+        on_dirty: called after every change of an account, but for turns and headroom.
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
@@ -83,6 +78,7 @@ class Accounts:
         self.proxies = 1
         self.permits = Permits(self.members, chance)
         self.starved: set[AccountKey] = set()
+        self.on_dirty: Callable[[], None] = lambda: None
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None
         self.on_leaving: Callable[[AccountState], None] = lambda _state: None
@@ -92,7 +88,6 @@ class Accounts:
         self._positions = count()
         self._by_key: dict[AccountKey, AccountState] = {}
         self.find: Callable[[AccountKey], AccountState | None] = self._by_key.get
-        self.listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -229,7 +224,7 @@ class Accounts:
         state = self.get(key)
         state.source = source
         self.owners.forget(key)
-        with self.changing(state, by, now) as change:
+        with Transition(self, state, by, now) as change:
             state.credentials, state.refused, state.problem = {}, "", None
             state.doubtful = False
             state.pending = state.account.enabled
@@ -269,7 +264,7 @@ class Accounts:
         blamed = state.refused or state.disabled is not None
         if credentials and blamed and fingerprint(credentials) != state.refused:
             # Nothing is known of the credential that it has now.
-            with self.changing(state, By.CREDENTIAL, now) as change:
+            with Transition(self, state, By.CREDENTIAL, now) as change:
                 state.refused = ""
                 change.end_cooldowns(lambda cooldown: is_401(cooldown.cause))
                 change.end_verdicts(lambda verdict: is_401(verdict.cause))
@@ -277,8 +272,7 @@ class Accounts:
                     change.enable()
             return
         members.place(state, now)
-        for listener in self.listeners:
-            listener()  # and not dirty: nothing of this is saved
+        self.on_dirty()  # and not dirty: nothing of this is saved
         self.on_change(key.provider, now)
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
@@ -301,7 +295,7 @@ class Accounts:
         Raises UnknownAccount.
         """
         state = self.get(key)
-        with self.changing(state, by, now) as change:
+        with Transition(self, state, by, now) as change:
             # Who says that it serves knows better than its last response.
             state.endings = Endings(now, now, now)
             return _forget(self.members[key.provider], change)
@@ -313,7 +307,7 @@ class Accounts:
         """
         state = self.get(key)
         self.members[key.provider].failures.forget_refused()
-        with self.changing(state, by, now) as change:
+        with Transition(self, state, by, now) as change:
             change.end_cooldowns(lambda cooldown: cooldown.cause.benches)
             change.end_verdicts()
             change.enable()
@@ -365,27 +359,6 @@ class Accounts:
 
     # -- how they change
 
-    @contextmanager
-    def changing(
-        self, state: AccountState, by: By, now: float, *, alone: bool = True
-    ) -> Iterator[Transition]:
-        """Change *state* because of *by*, and put it where it belongs then.
-
-        Also where an error ends it midway: what has changed by then stands.
-
-        Args:
-            alone: no other account changes with it: waiting requests may go on at once.
-        """
-        try:
-            yield Transition(state, self.decisions, by, now)
-        finally:
-            if by not in _NOT_URGENT:
-                self.on_urgent()
-            self.members[state.key.provider].place(state, now)
-            self.mark_dirty(state.key)
-            if alone:
-                self.on_change(state.key.provider, now)
-
     def changed(self, key: AccountKey, now: float) -> None:
         """Something about *key* may let waiting requests go on."""
         self.mark_dirty(key)
@@ -394,20 +367,7 @@ class Accounts:
     def mark_dirty(self, key: AccountKey) -> None:
         """*key* is no longer as it was saved."""
         self.dirty.add(key)
-        for listener in self.listeners:
-            listener()
-
-    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call *listener* after every change of an account, but for turns and headroom.
-
-        Returns the function that ends it.
-        """
-        self.listeners += (listener,)
-
-        def unsubscribe() -> None:
-            self.listeners = tuple(one for one in self.listeners if one is not listener)
-
-        return unsubscribe
+        self.on_dirty()
 
     def update_reserve(self, state: AccountState, now: float) -> None:
         """Work out anew what the reserve of *state* keeps back."""
@@ -422,44 +382,38 @@ class Accounts:
                 self.decisions.add(decision)
 
 
-class Owners:
+class Owners(dict[AccountKey, str]):
     """Whose limits each account runs into: an organisation, team or project, as responses said.
 
-    Accounts of one owner share them. Nobody has to write that down.
+    Accounts of one owner share them. Nobody has to write that down. Changed by `learn` and
+    `forget` only.
     """
 
-    __slots__ = ("_members", "_owner")
+    __slots__ = ("_members",)
 
     def __init__(self) -> None:
-        self._owner: dict[AccountKey, str] = {}
         self._members: dict[tuple[str, str], set[AccountKey]] = {}
 
     def learn(self, key: AccountKey, owner: str) -> None:
         """Note that *key* is one of *owner*'s."""
-        if self._owner.get(key) != owner:
+        if self.get(key) != owner:
             self.forget(key)
-            self._owner[key] = owner
+            self[key] = owner
             self._members.setdefault((key.provider, owner), set()).add(key)
 
     def forget(self, key: AccountKey) -> None:
         """*key* is gone, or has another credential."""
-        owner = self._owner.pop(key, None)
+        owner = self.pop(key, None)
         if owner is not None:
             members = self._members[key.provider, owner]
             members.discard(key)
             if not members:
                 del self._members[key.provider, owner]
 
-    def of(self, key: AccountKey) -> str | None:
-        """Return the owner of *key*, None while no answer has named one."""
-        return self._owner.get(key)
-
     def others(self, key: AccountKey) -> list[AccountKey]:
         """Return the other accounts of the owner of *key*, sorted."""
-        owner = self._owner.get(key)
-        if owner is None:
-            return []
-        return sorted(self._members[key.provider, owner] - {key})
+        owner = self.get(key)
+        return [] if owner is None else sorted(self._members[key.provider, owner] - {key})
 
 
 def is_401(cause: Cause | Outcome) -> bool:

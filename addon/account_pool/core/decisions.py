@@ -4,9 +4,9 @@ A record carries no secret and no text of a user: evidence is what `signals.py` 
 through, conversations are told by a hash. docs/why.md describes it.
 
 A `Transition` is the one place where cooldowns, verdicts and disabling of an account change,
-and records it as it is made; `Accounts.changing` begins it, and puts the account where it
-belongs afterwards. That a cooldown has run out is no change: nothing happens then, and its
-record says until when it lasts. What became of requests is recorded by `request_events.py`.
+and records it as it is made; at its end the account is put where it belongs. That a cooldown has
+run out is no change: nothing happens then, and its record says until when it lasts. What became
+of requests is recorded by `request_events.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, Self
 
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import AccountVerdict, Cooldown, Endings, opened
+from account_pool.core.members import Members
 from account_pool.core.outcome import Cause, Outcome
 from account_pool.core.state import AccountState, Cooldowns
 
@@ -341,19 +342,55 @@ def _subject(decision: Decision) -> _Subject:
 # -- what changes an account
 
 _REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})
+#: What others know already, or the next response shows again.
+_NOT_URGENT = frozenset({By.SUCCESS, By.PROBE, By.RESTART, By.PROXY, By.CLOCK})
 
 
 def _any(_value: object) -> bool:
     return True
 
 
-class Transition(Struct, eq=False):
-    """A change of *state* at *now*, because of *by*."""
+class HasAccounts(Protocol):
+    """`Accounts`, as far as a change of one concerns them."""
 
-    state: AccountState
     decisions: Decisions
+    dirty: set[AccountKey]
+    on_dirty: Callable[[], None]
+    on_urgent: Callable[[], None]
+    on_change: Callable[[str, float], None]
+
+    @property
+    def members(self) -> Mapping[str, Members]: ...
+
+
+class Transition(Struct, eq=False):
+    """A change of *state* at *now*, because of *by*: `with Transition(...) as change`.
+
+    At its end the account is put where it belongs, to be saved, and waiting requests go on. Also
+    where an error ends it midway: what has changed by then stands.
+
+    Attributes:
+        alone: no other account changes with it: waiting requests may go on at once.
+    """
+
+    accounts: HasAccounts
+    state: AccountState
     by: By
     now: float
+    alone: bool = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        accounts, key = self.accounts, self.state.key
+        if self.by not in _NOT_URGENT:
+            accounts.on_urgent()
+        accounts.members[key.provider].place(self.state, self.now)
+        accounts.dirty.add(key)
+        accounts.on_dirty()
+        if self.alone:
+            accounts.on_change(key.provider, self.now)
 
     # -- cooldowns
 
@@ -435,7 +472,9 @@ class Transition(Struct, eq=False):
         """Take the account out of use until something is done about *cause*."""
         if cause != self.state.disabled:
             self._enabled()
-            self.decisions.add(_about(self.state.key, Kind.DISABLE, cause, self.by, self.now))
+            self.accounts.decisions.add(
+                _about(self.state.key, Kind.DISABLE, cause, self.by, self.now)
+            )
         self.state.disabled, self.state.disabled_at = cause, since
 
     def enable(self) -> None:
@@ -456,7 +495,7 @@ class Transition(Struct, eq=False):
         if cause is not None:
             ends = self._ended(Kind.DISABLE, None)
             enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
-            self.decisions.add(enabled)
+            self.accounts.decisions.add(enabled)
 
     # -- all of it
 
@@ -477,31 +516,31 @@ class Transition(Struct, eq=False):
 
     def _lasts(self, kind: Kind, what: Cooldown | AccountVerdict) -> None:
         """Record a cooldown or verdict that begins, or goes on."""
-        standing = self.decisions.lasting(kind, self.state.key, what.covered, self.now)
+        standing = self.accounts.decisions.lasting(kind, self.state.key, what.covered, self.now)
         if standing is not None and _alike(standing.cause, what.cause):
             # Fifty requests that were refused at once, and a probe refused in the same way, are
             # one cooldown: its record has the latest values.
             times = standing.times + (self.by in _REFUSALS)
             changed = replace(standing, until=what.until, cause=what.cause, times=times)
-            self.decisions.update(changed)
+            self.accounts.decisions.update(changed)
             return
         if standing is not None:
-            self.decisions.end(standing.number, By.LATER, self.now)
-        self.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
+            self.accounts.decisions.end(standing.number, By.LATER, self.now)
+        self.accounts.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
 
     def _released(self, cooldown: Cooldown, by: By) -> None:
         if cooldown.active(self.now):
             ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
-            self.decisions.add(
+            self.accounts.decisions.add(
                 decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
             )
 
     def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
         """End what is recorded of *covers*; return its number, None if it is not kept."""
-        standing = self.decisions.lasting(kind, self.state.key, covers, self.now)
+        standing = self.accounts.decisions.lasting(kind, self.state.key, covers, self.now)
         if standing is None:
             return None
-        self.decisions.end(standing.number, by or self.by, self.now)
+        self.accounts.decisions.end(standing.number, by or self.by, self.now)
         return standing.number
 
 

@@ -100,9 +100,9 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
     def cool_down(self, lease: Lease, outcome: Outcome, model: str | None, now: float) -> None:
         """Let the account of *lease* cool, which *outcome* has refused for *model*."""
         # The account was asked although it cooled.
-        started_at, probe = lease.started_at, lease.probe or lease.last_resort
-        self.mark_cooldown(
-            lease.key, outcome, now=now, model=model, started_at=started_at, probe=probe
+        probe = lease.probe or lease.last_resort
+        self._mark_cooldown(
+            lease.state, outcome, now=now, model=model, started_at=lease.started_at, probe=probe
         )
 
     def mark_cooldown(
@@ -126,18 +126,33 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
             probe: it was one we made although the account cooled.
             by: who or what says so.
         """
-        accounts = self.accounts
-        state = accounts.get(key)
+        state = self.accounts.get(key)
         began = now if started_at is None else started_at
+        return self._mark_cooldown(
+            state, outcome, now=now, model=model, started_at=began, probe=probe, by=by
+        )
+
+    def _mark_cooldown(
+        self,
+        state: AccountState,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None,
+        started_at: float,
+        probe: bool,
+        by: By = By.ANSWER,
+    ) -> Cooldown:
+        accounts, key = self.accounts, state.key
         covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
         if outcome.owner:
             accounts.owners.learn(key, outcome.owner)
-        if outcome.shared:
-            for other in accounts.owners.others(key):
-                with accounts.changing(accounts.get(other), By.OWNER, now, alone=False) as change:
-                    self._cool(change, outcome, covered, began, probe=probe)
-        with accounts.changing(state, by, now, alone=False) as change:
-            cooldown = self._cool(change, outcome, covered, began, probe=probe)
+        if outcome.shared and key in accounts.owners:
+            for one in map(accounts.get, accounts.owners.others(key)):
+                with Transition(accounts, one, By.OWNER, now, alone=False) as change:
+                    self._cool(change, outcome, covered, started_at, probe=probe)
+        with Transition(accounts, state, by, now, alone=False) as change:
+            cooldown = self._cool(change, outcome, covered, started_at, probe=probe)
         if not probe:
             # Nothing was sent there for long: nobody has to go elsewhere.
             permits = accounts.permits
@@ -202,7 +217,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
         if about is None and outcome.scope is Scope.MODEL:
             return suspect  # nobody knows which
         suspect.before = state.verdicts.get(about)
-        with self.accounts.changing(state, by, now) as change:
+        with Transition(self.accounts, state, by, now) as change:
             suspect.verdict = change.suspect(outcome, model)
         return suspect
 
@@ -215,7 +230,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
         verdict.void = True
         if state.removed or state.verdicts.get(verdict.covered) is not verdict:
             return
-        with self.accounts.changing(state, By.ALL, now) as change:
+        with Transition(self.accounts, state, By.ALL, now) as change:
             if before is not None and not before.void:
                 change.reopen(before)
             else:
@@ -276,7 +291,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
         _note_refused(state, outcome)
         about = outcome.about(model)
         narrow = outcome.unknown or outcome.scope is Scope.MODEL
-        with self.accounts.changing(state, by, now) as change:
+        with Transition(self.accounts, state, by, now) as change:
             change.end_verdicts(lambda verdict: verdict.covered == about)
             if not narrow:
                 change.disable(Cause.of(outcome, hinted=False), now)
@@ -296,7 +311,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
         """
         started_at, model = lease.started_at, lease.facts.model
         by = By.PROBE if lease.probe else By.SUCCESS
-        with self.accounts.changing(lease.state, by, now) as change:
+        with Transition(self.accounts, lease.state, by, now) as change:
             covering = lease.state.cooldowns.covering(model)
             before = len(lease.state.cooldowns)
             change.end_cooldowns(lambda c: not c.overtook(started_at), among=covering)

@@ -338,10 +338,8 @@ class Pool:
                 state.doubtful, state.problem = False, None
                 members.place(state, now)
                 others_may_go = True
-        if others_may_go:
-            self.accounts.mark_dirty(lease.key)
-            if lease.key.provider in self.admission.waiting:
-                self._let_go_on(lease.key.provider, now)
+        if others_may_go and lease.key.provider in self.admission.waiting:
+            self._let_go_on(lease.key.provider, now)
 
     def release(self, lease: Lease, outcome: Outcome | None, *, now: float) -> None:
         """Give *lease* back and learn from its *outcome* (None: it says nothing).
@@ -371,8 +369,7 @@ class Pool:
         self._place(state, self._members[provider], now)
         # `Accounts.mark_dirty`, without a call: each request comes here.
         self.accounts.dirty.add(lease.key)
-        for listener in self.accounts.listeners:
-            listener()
+        self.accounts.on_dirty()
         if provider in self.admission.waiting:
             self._let_go_on(provider, now)
 

@@ -105,7 +105,7 @@ def take(
     wanted = [state.key for state in accounts] if keys is None else keys
     states = [state for key in wanted if (state := accounts.find(key)) is not None]
     return PoolSnapshot(
-        accounts=tuple(of_state(state, accounts.owners.of(state.key), ahead) for state in states),
+        accounts=tuple(of_state(state, accounts.owners.get(state.key), ahead) for state in states),
         wall_at=wall_now,
     )
 
@@ -135,7 +135,7 @@ def restore(
         if account.owner is not None:
             accounts.owners.learn(account.key, account.owner)
         before = state.cooldowns
-        with accounts.changing(state, by, now) as change:
+        with Transition(accounts, state, by, now) as change:
             into_state(account, change, behind_s)
             if by is By.PROXY:
                 accounts.permits.told(state, before, now, slower)

@@ -19,7 +19,7 @@ from mitmproxy.options import Options
 from account_pool.core import reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, Transition
 from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.core.state import AccountState
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse, retry_after
@@ -210,7 +210,7 @@ class HeadroomLookUps:
         self.known.shown(key, shown.windows, shown.reset_credits, now)
         self._service.pool.observe_headroom(key, shown.windows, now=now)
         if any(look_ups.lifted(c, shown.windows, asked_at) for c in state.cooldowns.values()):
-            with accounts.changing(state, By.LOOK_UP, now) as change:
+            with Transition(accounts, state, By.LOOK_UP, now) as change:
                 change.end_cooldowns(lambda c: look_ups.lifted(c, shown.windows, asked_at))
 
     def views(self) -> Mapping[AccountKey, Mapping[str, object]]:

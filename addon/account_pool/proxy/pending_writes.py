@@ -326,7 +326,6 @@ class PendingWrites:
         tables: by name ("sessions", "pins").
         push: called with rows, by table, that other proxies should know before they are
             written; None where there are no other workers.
-        unsubscribe: ends the calls of *changed* by the pool.
     """
 
     def __init__(
@@ -364,7 +363,7 @@ class PendingWrites:
         for counter in service.counters.values():
             counter.changed = changed
         service.ended.changed = changed
-        self.unsubscribe = self._accounts.subscribe(changed)
+        self._accounts.on_dirty = changed
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:
         """Begin with a store that has these *tables*: take them over, and write all we know.
@@ -532,7 +531,7 @@ class PendingWrites:
     def _note_left(self, state: AccountState) -> None:
         key, accounts = state.key, self._accounts
         if key in accounts.dirty and self._positions.get(key) == state.position:
-            owner = accounts.owners.of(key)
+            owner = accounts.owners.get(key)
             self._left[key] = snapshot.of_state(state, owner, self._clock.ahead)
 
     def _gone(self, dirty: Iterable[AccountKey]) -> list[AccountKey]:

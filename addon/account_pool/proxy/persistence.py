@@ -208,7 +208,6 @@ class Persistence:
         if self._stopped:
             return
         self._stopped = True
-        self.pending.unsubscribe()
         if self._task is not None:
             self._task.cancel()
         with self.access.reporting("written"):
