@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from account_pool.core import reset_hints
 from account_pool.core.credential import Secret
 from account_pool.core.json_values import NOT_READ, members
-from account_pool.core.meaning import LazyPattern, Meaning, is_about_model, meaning_of, plain
+from account_pool.core.meaning import LazyPattern, Meaning, is_about_model, meaning_of
 
 
 class OutcomeClass(StrEnum):
@@ -284,9 +284,8 @@ class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
             Those of the error object and its metadata before those of what is around it.
         window_s: length of the first window that *message* names, in seconds.
         model: the model that the request asked for.
-        now: seconds since the epoch that instants are compared with; None if unknown.
         payload: the JSON value that contains the error, None if it is not JSON.
-        zone: the vendor's time zone, for dates without one; None: UTC.
+        answer: what they were read from.
     """
 
     status: int
@@ -300,9 +299,13 @@ class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
     resets: Mapping[str, Any]
     window_s: float | None
     model: str | None
-    now: float | None
-    payload: Any = None
-    zone: tzinfo | None = None
+    payload: Any
+    answer: UpstreamResponse
+
+    @cached_property
+    def now(self) -> float | None:
+        """Seconds since the epoch that instants are compared with; None if unknown."""
+        return reset_hints.answer_now(self.answer.headers, self.answer.wall_now)
 
     @cached_property
     def meaning(self) -> Meaning | None:
@@ -321,7 +324,8 @@ def read_facts(answer: UpstreamResponse) -> ErrorFacts:
     text = answer.text.lstrip(_BLANK)[:_MAX_MESSAGE_CHARS]
     if payload is None and text[:1] != "<":
         payload = _error_in(text)  # "Last error: HTTP 429: {...}"
-    error, message = _envelope(payload)
+    layers = _layers(payload)
+    error, message = _envelope(layers[-1])
     outer = payload if isinstance(payload, dict) else {}
     html = not outer and text[:1] == "<"
     if not message and not outer and not html:
@@ -346,25 +350,19 @@ def read_facts(answer: UpstreamResponse) -> ErrorFacts:
         outer=outer,
         html=html,
         edge=edge,
-        resets=_resets(payload, error),
-        window_s=reset_hints.window_s(message if message.isascii() else plain(message)),
+        resets=_resets(layers, error),
+        window_s=reset_hints.window_s(message),
         model=answer.model,
-        now=reset_hints.answer_now(answer.headers, answer.wall_now),
         payload=payload,
-        zone=answer.zone,
+        answer=answer,
     )
 
 
-def _resets(payload: Any, error: Mapping[str, Any]) -> Mapping[str, Any]:
-    holders, holder = [], payload
-    for _ in range(_MAX_DEPTH):
-        if not isinstance(holder, dict):
-            break
-        holders.append(holder)
-        holder = _inner(holder)
+def _resets(layers: list[Any], error: Mapping[str, Any]) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     metadata = error.get("metadata")
-    for one in (error, members(metadata) if metadata else {}, *reversed(holders)):
+    around = [layer for layer in reversed(layers) if isinstance(layer, dict)]
+    for one in (error, members(metadata) if metadata else {}, *around):
         for key in list(one)[:_MAX_HEADERS]:
             name = _HUMP.sub("_", key).lower() if isinstance(key, str) else ""
             if "reset" in name or "retry" in name:
@@ -409,20 +407,22 @@ def _first(payload: Any) -> Any:
     return payload
 
 
-def _envelope(payload: Any) -> tuple[Mapping[str, Any], str]:
-    """Return the error object and its message.
+def _layers(payload: Any) -> list[Any]:
+    """Return *payload* and the objects within it, each nearer to the error.
 
     `{"error": {...}}`, `{"error": "text", "code": ...}`, `{"response": {"error": ...}}`,
     `{"choices": [{"error": ...}]}`, `{"base_resp": {...}}`, flat `{"message", "code"}`,
     `{"detail": ...}`, or plain text. Gateways wrap the upstream's envelope in their own, some
     as text.
     """
-    holder = payload
-    for _ in range(_MAX_DEPTH):
-        inner = _inner(holder)
-        if inner is None:
-            break
-        holder = inner
+    layers = [payload]
+    while len(layers) <= _MAX_DEPTH and (inner := _inner(layers[-1])) is not None:
+        layers.append(inner)
+    return layers
+
+
+def _envelope(holder: Any) -> tuple[Mapping[str, Any], str]:
+    """Return the error object and its message, of the innermost of `_layers`."""
     if isinstance(holder, str):
         return {}, holder
     if not isinstance(holder, dict):
@@ -438,7 +438,9 @@ def _inner(holder: Any) -> Mapping[str, Any] | None:
         return _object(holder)
     if not isinstance(holder, dict):
         return None
-    error = holder.get("error") or holder.get("Error") or _choice_error(holder)
+    error = holder.get("error") or holder.get("Error")
+    if not error and (choices := holder.get("choices")):
+        error = members(_first(choices)).get("error")  # of a chat choice (OpenRouter)
     if error:
         return _object(error)
     # MiniMax: a status of its own beside an answer without content.
@@ -526,12 +528,6 @@ def _json(text: str) -> Any:
         return None
 
 
-def _choice_error(holder: Mapping[str, Any]) -> Any:
-    """Return the error of a chat choice (OpenRouter)."""
-    choice = _first(holder.get("choices"))
-    return choice.get("error") if isinstance(choice, dict) else None
-
-
 def _messages(holder: Mapping[str, Any]) -> Iterator[str]:
     """Yield what an error object says in prose, and what its details add."""
     for source in (holder, *_parts(holder)):
@@ -579,12 +575,8 @@ def _word(value: Any) -> set[str]:
 
 def _status_inside(outer: Mapping[str, Any], error: Mapping[str, Any]) -> int:
     """Return the HTTP status an event inside a success names, 0 if none."""
-    for value in (
-        outer.get("status"),
-        outer.get("status_code"),
-        error.get("status"),
-        error.get("code"),
-    ):
+    told = (outer.get("status"), outer.get("status_code"), error.get("status"), error.get("code"))
+    for value in told:
         if isinstance(value, str | int) and ERROR_STATUS.fullmatch(str(value)):
             return int(value)
     return 0

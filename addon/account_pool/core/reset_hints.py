@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 
-from account_pool.core.meaning import LazyPattern
+from account_pool.core.meaning import LazyPattern, plain
 
 #: The longest wait that is believed: a year and a day.
 MAX_WAIT_S = 366 * 86_400.0
@@ -94,9 +94,7 @@ def _number(value: object) -> float | None:
     if not isinstance(value, str) or len(value) > _MAX_VALUE_CHARS:
         return None
     parts = [part.strip() for part in value.split(",")]
-    if not all(_NUMBER.fullmatch(part) for part in parts):
-        return None
-    return max(float(part) for part in parts)
+    return max(map(float, parts)) if all(map(_NUMBER.fullmatch, parts)) else None
 
 
 def seconds(value: object) -> float | None:
@@ -370,12 +368,13 @@ _WINDOW_S = {
 }
 
 
+@functools.lru_cache(maxsize=16)
 def window_s(text: str) -> float | None:
     """Return the length of the first window *text* names, in seconds.
 
     "tokens per min (TPM)", "40 API calls / minute", "5 hour session limits", "TPD".
     """
-    found = _WINDOW.search(text)
+    found = _WINDOW.search(plain(text))
     if not found:
         return None
     if found["count"] or found["count_zh"]:

@@ -47,12 +47,12 @@ def retry_after_ms(facts: ErrorFacts) -> float | None:
 
 def retry_after(facts: ErrorFacts) -> float | None:
     """`retry-after`."""
-    return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now, facts.zone)
+    return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now, facts.answer.zone)
 
 
 def prose(facts: ErrorFacts) -> float | None:
     """The sentence: "Please try again in 1.574s"."""
-    return reset_sentences.sentence(facts.message, facts.now, facts.zone)
+    return reset_sentences.sentence(facts.message, facts.now, facts.answer.zone)
 
 
 #: Fields of an error object that name a reset: waits, and what may be a moment as well.
@@ -75,7 +75,7 @@ def body_reset(facts: ErrorFacts) -> float | None:
             return wait
     for key in _RESET_FIELDS:
         value = facts.resets.get(key)
-        wait = None if value is None else reset_hints.reset(value, facts.now, facts.zone)
+        wait = None if value is None else reset_hints.reset(value, facts.now, facts.answer.zone)
         if wait is not None:
             return wait
     return None
@@ -391,8 +391,10 @@ class SignalTable(Struct, frozen=True, kw_only=True):
         if answer.status < 400 and not self._refuses(answer):
             return None
         facts = read_facts(answer)
-        rule = next((rule for rule in rules if rule.matches(facts)), None)
-        return None if rule is None else self._outcome(rule, facts)
+        for rule in rules:
+            if rule.matches(facts):
+                return self._outcome(rule, facts)
+        return None
 
     def _refuses(self, answer: UpstreamResponse) -> bool:
         payload = answer.payload

@@ -467,9 +467,11 @@ def _wait(reset: Reset) -> Wait:
     """Return the function that reads *reset* from the facts."""
     read = SPELLINGS[reset.spelling]
     if (header := reset.header) is not None:
-        return lambda facts: read(facts.headers.get(header), facts.now, facts.zone)
+        return lambda facts: read(facts.headers.get(header), facts.now, facts.answer.zone)
     if (pointer := reset.pointer) is not None:
-        return lambda facts: read(json_values.find(facts.payload, pointer), facts.now, facts.zone)
+        return lambda facts: read(
+            json_values.find(facts.payload, pointer), facts.now, facts.answer.zone
+        )
     return signals.prose
 
 
