@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from account_pool.core import snapshot
-from account_pool.core.decisions import By, Transition
+from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, Ticket
+from account_pool.core.members import Transition
 from account_pool.core.outcome import Scope
 from account_pool.core.permits import (
     ASK_AGAIN_S,

@@ -6,11 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from account_pool.core import websocket_moves
-from account_pool.core.decisions import By, Decision, Kind
+from account_pool.core.decisions import NOT_KEPT, By, Decision, Kind
 from account_pool.core.errors import CROWDED
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
-from account_pool.core.request_events import NOT_KEPT
 from account_pool.core.steps import Broken
 from tests.core.helpers import (
     BARE_429,

@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.cooldown import PROBE_EVERY_S, Cooldown, Endings
-from account_pool.core.decisions import By, Transition
+from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
+from account_pool.core.members import Transition
 from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.snapshot import (

@@ -551,7 +551,7 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.core.websocket_moves:move",
         "account_pool.core.websocket_moves:_another",
         "account_pool.core.websocket_moves:_bench",
-        "account_pool.core.request_events:RequestEvents.sent",
+        "account_pool.core.decisions:RequestEvents.sent",
         "account_pool.proxy.pooled_exchange:PooledExchange.outgoing",
         "account_pool.proxy.pooled_exchange:PooledExchange.connect",
         "account_pool.proxy.pooled_exchange:PooledExchange.send_attempt",

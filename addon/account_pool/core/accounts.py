@@ -1,6 +1,6 @@
 """The accounts of all providers, and what changes them: their owner, people, other proxies.
 
-An account changes by a `Transition` (`decisions.py`), which records what it does. What refusals
+An account changes by a `Transition` (`members.py`), which records what it does. What refusals
 change comes from `health.py`, what requests count, and what responses say is left, from `pool.py`.
 Times are monotonic seconds and passed in.
 """
@@ -15,10 +15,10 @@ from math import inf
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.credential import Credential, are_of_others, fingerprint
-from account_pool.core.decisions import By, Decisions, Kind, Transition, decision_of
+from account_pool.core.decisions import By, Decisions, Kind, decision_of
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
 from account_pool.core.headroom import UNKNOWN, Window, reserved
-from account_pool.core.members import Members
+from account_pool.core.members import Members, Transition
 from account_pool.core.outcome import BENCHING, Cause, Outcome, OutcomeClass
 from account_pool.core.permits import Permits
 from account_pool.core.selection import POLICIES, SelectionPolicy

@@ -34,13 +34,12 @@ from msgspec import Struct, field
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import SOCKETS
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, RequestEvents
 from account_pool.core.errors import IllegalEvent, NoUsableAccount
 from account_pool.core.health import Suspects
 from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
-from account_pool.core.request_events import RequestEvents
 from account_pool.core.sessions import SessionLease
 from account_pool.core.state import AccountState
 from account_pool.core.steps import (

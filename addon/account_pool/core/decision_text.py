@@ -9,9 +9,8 @@ import math
 import re
 
 from account_pool.core.attempts import Attempts
-from account_pool.core.decisions import By, Decision, Kind, one_line
+from account_pool.core.decisions import NOT_KEPT, By, Decision, Kind, one_line
 from account_pool.core.outcome import BY_HAND, Cause, Outcome, OutcomeClass
-from account_pool.core.request_events import NOT_KEPT
 from account_pool.core.steps import Attempt
 
 _EFFECTS = (Kind.COOLDOWN, Kind.DISABLE, Kind.SUSPECT)

@@ -3,28 +3,32 @@
 A record carries no secret and no text of a user: evidence is what `signals.py` lets
 through, conversations are told by a hash. docs/why.md describes it.
 
-A `Transition` is the one place where cooldowns, verdicts and disabling of an account change,
-and records it as it is made; at its end the account is put where it belongs. That a cooldown has
-run out is no change: nothing happens then, and its record says until when it lasts. What became
-of requests is recorded by `request_events.py`.
+What becomes of accounts is recorded as it is made, by a `Transition` (`members.py`). That a
+cooldown has run out is no change: nothing happens then, and its record says until when it lasts.
+
+What became of a request, where it moved, how long it was held, why it ended, is recorded by
+`RequestEvents`. An ordinary request that is sent, answered, or refused through its own fault
+involves no decision of ours and has no record. It decides nothing: `attempts.py` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
-from typing import Protocol, Self
+from typing import Protocol, assert_never
 
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import AccountVerdict, Cooldown, Endings, opened
-from account_pool.core.members import Members
-from account_pool.core.outcome import Cause, Outcome
-from account_pool.core.state import AccountState, Cooldowns
+from account_pool.core.cooldown import AccountVerdict, Cooldown
+from account_pool.core.errors import NoUsableAccount
+from account_pool.core.lease import RequestFacts
+from account_pool.core.outcome import Cause, Outcome, OutcomeClass
+from account_pool.core.state import AccountState
+from account_pool.core.steps import Attempt, Deliver, Refresh, Send, Step, Synthesize, Wait
 
 #: Clients choose the names of models; longer ones are cut.
 _MAX_TEXT_CHARS = 200
@@ -339,211 +343,6 @@ def _subject(decision: Decision) -> _Subject:
     return decision.kind, decision.account, decision.covers
 
 
-# -- what changes an account
-
-_REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})
-#: What others know already, or the next response shows again.
-_NOT_URGENT = frozenset({By.SUCCESS, By.PROBE, By.RESTART, By.PROXY, By.CLOCK})
-
-
-def _any(_value: object) -> bool:
-    return True
-
-
-class HasAccounts(Protocol):
-    """`Accounts`, as far as a change of one concerns them."""
-
-    decisions: Decisions
-    dirty: set[AccountKey]
-    on_dirty: Callable[[], None]
-    on_urgent: Callable[[], None]
-    on_change: Callable[[str, float], None]
-
-    @property
-    def members(self) -> Mapping[str, Members]: ...
-
-
-class Transition(Struct, eq=False):
-    """A change of *state* at *now*, because of *by*: `with Transition(...) as change`.
-
-    At its end the account is put where it belongs, to be saved, and waiting requests go on. Also
-    where an error ends it midway: what has changed by then stands.
-
-    Attributes:
-        alone: no other account changes with it: waiting requests may go on at once.
-    """
-
-    accounts: HasAccounts
-    state: AccountState
-    by: By
-    now: float
-    alone: bool = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        accounts, key = self.accounts, self.state.key
-        if self.by not in _NOT_URGENT:
-            accounts.on_urgent()
-        accounts.members[key.provider].place(self.state, self.now)
-        accounts.dirty.add(key)
-        accounts.on_dirty()
-        if self.alone:
-            accounts.on_change(key.provider, self.now)
-
-    # -- cooldowns
-
-    def cool(self, cooldown: Cooldown) -> None:
-        """Let the account cool as *cooldown* says, in place of the one that covers the same."""
-        state, covered = self.state, cooldown.model
-        if covered in state.ramps:
-            del state.ramps[covered]
-        before = state.cooldowns.get(covered)
-        state.cooldowns[covered] = cooldown
-        if self.now < cooldown.until:
-            self._lasts(Kind.COOLDOWN, cooldown)
-        elif before is not None:
-            self._released(before, self.by)
-
-    def end_cooldowns(
-        self,
-        ended: Callable[[Cooldown], bool] = _any,
-        *,
-        among: Iterable[str | None] | None = None,
-    ) -> list[Cooldown]:
-        """Drop the cooldowns that *ended* says; return those that had not run out.
-
-        Args:
-            among: those of these models only.
-        """
-        known = self.state.cooldowns
-        looked_at = known.values() if among is None else [known[model] for model in among]
-        over = [cooldown for cooldown in looked_at if ended(cooldown)]
-        for cooldown in over:
-            self._drop(cooldown.model)
-        active = [cooldown for cooldown in over if cooldown.active(self.now)]
-        for cooldown in active:
-            self._released(cooldown, self.by)
-        return active
-
-    def make_room(self, cooldown: Cooldown) -> None:
-        """Drop *cooldown* for another: its record ends, and that is all that is said of it.
-
-        With more models than are remembered this happens at each refusal.
-        """
-        self._drop(cooldown.model)
-        self._ended(Kind.COOLDOWN, cooldown.model, By.ROOM)
-
-    def _drop(self, model: str | None) -> None:
-        del self.state.cooldowns[model]
-        ramp = self.state.ramps.get(model)
-        if ramp is not None and ramp.is_held:
-            del self.state.ramps[model]
-
-    # -- verdicts
-
-    def suspect(self, outcome: Outcome, model: str | None) -> AccountVerdict:
-        """Open the verdict that *outcome* to a request for *model* asks for."""
-        before = self.state.verdicts
-        verdicts = self.state.verdicts = opened(before, outcome, model, self.now)
-        for about in before.keys() - verdicts.keys():
-            self._ended(Kind.SUSPECT, about)
-        verdict = verdicts[outcome.about(model)]
-        if verdict != before.get(verdict.covered):
-            self._lasts(Kind.SUSPECT, verdict)
-        return verdict
-
-    def end_verdicts(self, ended: Callable[[AccountVerdict], bool] = _any) -> None:
-        """Drop the verdicts that *ended* says."""
-        known = self.state.verdicts
-        self.state.verdicts = {about: v for about, v in known.items() if not ended(v)}
-        for about in known.keys() - self.state.verdicts.keys():
-            self._ended(Kind.SUSPECT, about)
-
-    def reopen(self, verdict: AccountVerdict) -> None:
-        """Open *verdict* again, which another one has taken the place of."""
-        self.state.verdicts[verdict.covered] = verdict
-        self._lasts(Kind.SUSPECT, verdict)
-
-    # -- being disabled
-
-    def disable(self, cause: Cause, since: float) -> None:
-        """Take the account out of use until something is done about *cause*."""
-        if cause != self.state.disabled:
-            self._enabled()
-            self.accounts.decisions.add(
-                _about(self.state.key, Kind.DISABLE, cause, self.by, self.now)
-            )
-        self.state.disabled, self.state.disabled_at = cause, since
-
-    def enable(self) -> None:
-        """End a disabling, by another proxy before now as well."""
-        self.state.endings = self.state.endings._replace(disabling=self.now)
-        self._enabled()
-
-    def adopt_disabling(self, cause: Cause | None, since: float, endings: Endings) -> None:
-        """Be disabled, or not (None), as elsewhere, where *endings* are known."""
-        if cause is None:
-            self._enabled()
-        else:
-            self.disable(cause, since)
-        self.state.endings = endings
-
-    def _enabled(self) -> None:
-        cause, self.state.disabled = self.state.disabled, None
-        if cause is not None:
-            ends = self._ended(Kind.DISABLE, None)
-            enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
-            self.accounts.decisions.add(enabled)
-
-    # -- all of it
-
-    def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
-        """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
-        before = self.state.cooldowns
-        self.state.cooldowns = Cooldowns.of(cooldowns)
-        for model in {**before, **cooldowns}:
-            was, cooldown = before.get(model), cooldowns.get(model)
-            if was == cooldown:
-                continue
-            if cooldown is not None and cooldown.active(self.now):
-                self._lasts(Kind.COOLDOWN, cooldown)
-            elif was is not None:
-                self._released(was, self.by)
-
-    # -- records
-
-    def _lasts(self, kind: Kind, what: Cooldown | AccountVerdict) -> None:
-        """Record a cooldown or verdict that begins, or goes on."""
-        standing = self.accounts.decisions.lasting(kind, self.state.key, what.covered, self.now)
-        if standing is not None and _alike(standing.cause, what.cause):
-            # Fifty requests that were refused at once, and a probe refused in the same way, are
-            # one cooldown: its record has the latest values.
-            times = standing.times + (self.by in _REFUSALS)
-            changed = replace(standing, until=what.until, cause=what.cause, times=times)
-            self.accounts.decisions.update(changed)
-            return
-        if standing is not None:
-            self.accounts.decisions.end(standing.number, By.LATER, self.now)
-        self.accounts.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
-
-    def _released(self, cooldown: Cooldown, by: By) -> None:
-        if cooldown.active(self.now):
-            ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
-            self.accounts.decisions.add(
-                decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
-            )
-
-    def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
-        """End what is recorded of *covers*; return its number, None if it is not kept."""
-        standing = self.accounts.decisions.lasting(kind, self.state.key, covers, self.now)
-        if standing is None:
-            return None
-        self.accounts.decisions.end(standing.number, by or self.by, self.now)
-        return standing.number
-
-
 def decision_of(
     key: AccountKey,
     kind: Kind,
@@ -554,10 +353,12 @@ def decision_of(
     ends: int | None = None,
 ) -> Decision:
     """Return the record of a cooldown or verdict on the account *key*; *ends*: of which one."""
-    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends)
+    return of_account(
+        key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends
+    )
 
 
-def _about(
+def of_account(
     key: AccountKey,
     kind: Kind,
     cause: Cause,
@@ -582,9 +383,215 @@ def _about(
     )
 
 
-def _alike(one: Cause | None, other: Cause) -> bool:
-    return one is not None and (one.signal, one.cls, one.scope) == (
-        other.signal,
-        other.cls,
-        other.scope,
-    )
+# -- what became of a request
+
+#: Why a WebSocket is closed after its account reported a limit: another account can serve.
+CLOSED = "closed so that its client opens another"
+#: Why a refused request is not sent to another account although one could serve it.
+NOT_KEPT = "not replayed: its body was streamed, not kept (over 64 MiB, or by another addon)"
+
+
+class HasStates(Protocol):
+    """`Accounts`, as far as records of requests concern them."""
+
+    find: Callable[[AccountKey], AccountState | None]
+
+
+class HasPool(Protocol):
+    """`Pool`, likewise."""
+
+    decisions: Decisions
+
+    @property
+    def accounts(self) -> HasStates: ...
+
+    def shortage(
+        self, facts: RequestFacts, *, now: float, only: AccountKey | None
+    ) -> NoUsableAccount: ...
+
+
+class RequestEvents(Struct, eq=False):
+    """Records the decisions about one request.
+
+    Attributes:
+        pool, facts: the pool that keeps the records, and the request.
+        wait: number of the record of its current wait, None if it is not held.
+    """
+
+    pool: HasPool
+    facts: RequestFacts
+    wait: int | None = None
+
+    def decided(
+        self,
+        step: Step,
+        history: Sequence[Attempt],
+        nobody: NoUsableAccount | None,
+        now: float,
+        *,
+        left: AccountKey | None,
+        kept: bool,
+    ) -> None:
+        """Record what *step* decides.
+
+        Args:
+            history: its attempts; where it is sent, the last one is the one that begins.
+            nobody: why nobody could serve it when that was asked last.
+            left: where its conversation lived, which is taken elsewhere.
+            kept: its body was kept, so that it could have been sent again.
+        """
+        last = history[-1] if history else None
+        match step:
+            case Send(lease):
+                refused = history[-2] if len(history) > 1 else None
+                came_from = refused.key if refused else left
+                if came_from is not None:
+                    self.sent(came_from, lease.key, refused.outcome if refused else None, now)
+            case Wait():
+                self.held(step, last, nobody, now)
+            case Deliver() | Synthesize():
+                self.given_up(step, last, nobody, now, kept=kept)
+            case Refresh():
+                pass
+            case _:
+                assert_never(step)
+
+    def sent(
+        self, came_from: AccountKey, to: AccountKey, refusal: Outcome | None, now: float
+    ) -> None:
+        """Record that the request, meant for *came_from*, goes to *to*.
+
+        Args:
+            refusal: how *came_from* refused it; None if it was not asked, because it cannot
+                serve now.
+        """
+        kind = Kind.RETRY if to == came_from else Kind.MOVE
+        if kind is Kind.RETRY and refusal is not None and refusal.cls is OutcomeClass.TRANSPORT:
+            return  # a connection, not an account
+        reason = "" if refusal is not None else self._why_not(came_from, now)
+        self._record(kind, came_from, refusal, reason, now, to=to)
+
+    def held(
+        self, step: Wait, last: Attempt | None, nobody: NoUsableAccount | None, now: float
+    ) -> None:
+        """Record that it waits: to ask the last account again, or for any account."""
+        if self.wait is not None:
+            return
+        until = step.until if step.ticket is None else step.ticket.give_up_at
+        account = last.key if last else nobody.soonest if nobody else None
+        reason = nobody.reason if nobody else ""
+        refusal = last.outcome if last else None
+        self.wait = self._record(Kind.WAIT, account, refusal, reason, now, until=until).number
+
+    def probed(self, account: AccountKey, now: float) -> None:
+        """Record that it probes *account*, which is on cooldown: no other account can serve."""
+        self._record(Kind.PROBE, account, None, "", now)
+
+    def silent(self, account: AccountKey, waited_s: float, now: float) -> None:
+        """Record that *account* is silent while another is idle. It may run, so it stays."""
+        reason = f"no answer for {waited_s:.0f} s while another account is idle; it may still run"
+        self._record(Kind.SILENCE, account, None, reason, now)
+
+    def wait_ended(self, by: By, now: float) -> None:
+        """Record that its wait, if it is held, has ended because of *by*."""
+        if self.wait is not None:
+            self.pool.decisions.end(self.wait, by, now)
+            self.wait = None
+
+    def given_up(
+        self,
+        step: Deliver | Synthesize,
+        last: Attempt | None,
+        nobody: NoUsableAccount | None,
+        now: float,
+        *,
+        kept: bool = True,
+    ) -> None:
+        """Record that its client gets a refusal, unless that is its own fault; see `decided`."""
+        refusal = last.outcome if last else None
+        if refusal is not None and refusal.cls is OutcomeClass.REQUEST_ERROR:
+            return
+        account = last.key if last else nobody.soonest if nobody else None
+        reason = nobody.reason if nobody else ""
+        if not reason and isinstance(step, Synthesize):
+            reason = step.reason or step.message
+        if not (reason or kept) and refusal is not None and refusal.replayable:
+            reason = NOT_KEPT
+        self._record(Kind.REFUSAL, account, refusal, reason, now, told_s=step.retry_after_s)
+
+    def refused_inside(
+        self, account: AccountKey, refusal: Outcome, now: float, *, closes: bool
+    ) -> None:
+        """Record a *refusal* inside its WebSocket, which we close because of it, or not."""
+        reason = CLOSED if closes else ""
+        self._record(Kind.REFUSAL, account, refusal, reason, now, by=By.SOCKET)
+
+    def _record(
+        self,
+        kind: Kind,
+        account: AccountKey | None,
+        refusal: Outcome | None,
+        reason: str,
+        now: float,
+        *,
+        by: By | None = None,
+        to: AccountKey | None = None,
+        until: float | None = None,
+        told_s: float | None = None,
+    ) -> Decision:
+        cooldown, disabled, verdict = self._standing(account, now)
+        cause = (
+            None if refusal is None else Cause.of(refusal, hinted=refusal.cooldown_s is not None)
+        )
+        effect: Kind | None = None
+        lasting: Cooldown | AccountVerdict | None = None
+        if disabled:
+            effect = Kind.DISABLE
+        elif cooldown:
+            effect, lasting = Kind.COOLDOWN, cooldown
+        elif verdict and refusal is not None:
+            effect, lasting = Kind.SUSPECT, verdict
+        if cause is None:
+            cause = disabled or (cooldown.cause if cooldown else None)
+        if until is None and lasting is not None:
+            until = lasting.until
+        return self.pool.decisions.add(
+            Decision(
+                kind=kind,
+                at=now,
+                by=by or (By.ANSWER if refusal is not None else By.SHORTAGE),
+                provider=self.facts.provider,
+                account=account,
+                to=to,
+                model=self.facts.model,
+                cause=cause,
+                reason=reason,
+                effect=effect,
+                covers=lasting.covered if lasting is not None else None,
+                until=until,
+                told_s=told_s,
+                session=session_hash(self.facts.conversation.session),
+            )
+        )
+
+    def _standing(
+        self, account: AccountKey | None, now: float
+    ) -> tuple[Cooldown | None, Cause | None, AccountVerdict | None]:
+        """Return what holds for *account* and this request now.
+
+        Its cooldown, why it is disabled, and its open verdict.
+        """
+        state = None if account is None else self.pool.accounts.find(account)
+        if state is None:
+            return None, None, None
+        model = self.facts.model
+        return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
+
+    def _why_not(self, account: AccountKey, now: float) -> str:
+        """Return why *account*, which was not asked, cannot serve; "" if its state says so."""
+        cooldown, disabled, _ = self._standing(account, now)
+        if cooldown or disabled:
+            return ""
+        if self.pool.accounts.find(account) is None:
+            return "it is no longer in the pool"
+        return self.pool.shortage(self.facts, now=now, only=account).reason

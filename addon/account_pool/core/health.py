@@ -25,10 +25,10 @@ from account_pool.core.cooldown import (
     covers,
 )
 from account_pool.core.credential import Credential, fingerprint
-from account_pool.core.decisions import By, Transition
+from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.members import RecentFailures
+from account_pool.core.members import RecentFailures, Transition
 from account_pool.core.outcome import Cause, Outcome, OutcomeClass, Scope
 from account_pool.core.reset_hints import believable
 from account_pool.core.state import AccountState

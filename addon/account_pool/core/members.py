@@ -11,23 +11,30 @@ Silence and broken connections are remembered for the conversation that met them
 accounts refused is the request's own fault, and for a minute costs one attempt; a 429 without
 evidence from all who were asked is taken for a limit of the address. Mostly there is nothing,
 which is quick to see.
+
+A `Transition` is the one place where cooldowns, verdicts and disabling of an account change. It
+records that as it is made, and puts the account where it belongs at its end.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from math import inf
-from typing import Any
+from typing import Any, Protocol, Self
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import AccountVerdict, Cooldown, Endings, opened
+from account_pool.core.decisions import By, Decisions, Kind, decision_of, of_account
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.lease import Lease, RequestFacts, Shortage
+from account_pool.core.outcome import Cause, Outcome
 from account_pool.core.selection import SelectionPolicy
-from account_pool.core.state import AccountState, Switches
+from account_pool.core.state import AccountState, Cooldowns, Switches
 
 #: How long an overload of an account for a model is remembered, seconds.
 OVERLOADED_S = 60.0
@@ -313,3 +320,216 @@ class Members:
             if wake_at > now:
                 return
             self.place(state, now)
+
+
+# -- what changes an account
+
+_REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})
+#: What others know already, or the next response shows again.
+_NOT_URGENT = frozenset({By.SUCCESS, By.PROBE, By.RESTART, By.PROXY, By.CLOCK})
+
+
+def _any(_value: object) -> bool:
+    return True
+
+
+class HasAccounts(Protocol):
+    """`Accounts`, as far as a change of one concerns them."""
+
+    decisions: Decisions
+    dirty: set[AccountKey]
+    on_dirty: Callable[[], None]
+    on_urgent: Callable[[], None]
+    on_change: Callable[[str, float], None]
+
+    @property
+    def members(self) -> Mapping[str, Members]: ...
+
+
+class Transition(Struct, eq=False):
+    """A change of *state* at *now*, because of *by*: `with Transition(...) as change`.
+
+    At its end the account is put where it belongs, to be saved, and waiting requests go on. Also
+    where an error ends it midway: what has changed by then stands.
+
+    Attributes:
+        alone: no other account changes with it: waiting requests may go on at once.
+    """
+
+    accounts: HasAccounts
+    state: AccountState
+    by: By
+    now: float
+    alone: bool = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        accounts, key = self.accounts, self.state.key
+        if self.by not in _NOT_URGENT:
+            accounts.on_urgent()
+        accounts.members[key.provider].place(self.state, self.now)
+        accounts.dirty.add(key)
+        accounts.on_dirty()
+        if self.alone:
+            accounts.on_change(key.provider, self.now)
+
+    # -- cooldowns
+
+    def cool(self, cooldown: Cooldown) -> None:
+        """Let the account cool as *cooldown* says, in place of the one that covers the same."""
+        state, covered = self.state, cooldown.model
+        if covered in state.ramps:
+            del state.ramps[covered]
+        before = state.cooldowns.get(covered)
+        state.cooldowns[covered] = cooldown
+        if self.now < cooldown.until:
+            self._lasts(Kind.COOLDOWN, cooldown)
+        elif before is not None:
+            self._released(before, self.by)
+
+    def end_cooldowns(
+        self,
+        ended: Callable[[Cooldown], bool] = _any,
+        *,
+        among: Iterable[str | None] | None = None,
+    ) -> list[Cooldown]:
+        """Drop the cooldowns that *ended* says; return those that had not run out.
+
+        Args:
+            among: those of these models only.
+        """
+        known = self.state.cooldowns
+        looked_at = known.values() if among is None else [known[model] for model in among]
+        over = [cooldown for cooldown in looked_at if ended(cooldown)]
+        for cooldown in over:
+            self._drop(cooldown.model)
+        active = [cooldown for cooldown in over if cooldown.active(self.now)]
+        for cooldown in active:
+            self._released(cooldown, self.by)
+        return active
+
+    def make_room(self, cooldown: Cooldown) -> None:
+        """Drop *cooldown* for another: its record ends, and that is all that is said of it.
+
+        With more models than are remembered this happens at each refusal.
+        """
+        self._drop(cooldown.model)
+        self._ended(Kind.COOLDOWN, cooldown.model, By.ROOM)
+
+    def _drop(self, model: str | None) -> None:
+        del self.state.cooldowns[model]
+        ramp = self.state.ramps.get(model)
+        if ramp is not None and ramp.is_held:
+            del self.state.ramps[model]
+
+    # -- verdicts
+
+    def suspect(self, outcome: Outcome, model: str | None) -> AccountVerdict:
+        """Open the verdict that *outcome* to a request for *model* asks for."""
+        before = self.state.verdicts
+        verdicts = self.state.verdicts = opened(before, outcome, model, self.now)
+        for about in before.keys() - verdicts.keys():
+            self._ended(Kind.SUSPECT, about)
+        verdict = verdicts[outcome.about(model)]
+        if verdict != before.get(verdict.covered):
+            self._lasts(Kind.SUSPECT, verdict)
+        return verdict
+
+    def end_verdicts(self, ended: Callable[[AccountVerdict], bool] = _any) -> None:
+        """Drop the verdicts that *ended* says."""
+        known = self.state.verdicts
+        self.state.verdicts = {about: v for about, v in known.items() if not ended(v)}
+        for about in known.keys() - self.state.verdicts.keys():
+            self._ended(Kind.SUSPECT, about)
+
+    def reopen(self, verdict: AccountVerdict) -> None:
+        """Open *verdict* again, which another one has taken the place of."""
+        self.state.verdicts[verdict.covered] = verdict
+        self._lasts(Kind.SUSPECT, verdict)
+
+    # -- being disabled
+
+    def disable(self, cause: Cause, since: float) -> None:
+        """Take the account out of use until something is done about *cause*."""
+        if cause != self.state.disabled:
+            self._enabled()
+            self.accounts.decisions.add(
+                of_account(self.state.key, Kind.DISABLE, cause, self.by, self.now)
+            )
+        self.state.disabled, self.state.disabled_at = cause, since
+
+    def enable(self) -> None:
+        """End a disabling, by another proxy before now as well."""
+        self.state.endings = self.state.endings._replace(disabling=self.now)
+        self._enabled()
+
+    def adopt_disabling(self, cause: Cause | None, since: float, endings: Endings) -> None:
+        """Be disabled, or not (None), as elsewhere, where *endings* are known."""
+        if cause is None:
+            self._enabled()
+        else:
+            self.disable(cause, since)
+        self.state.endings = endings
+
+    def _enabled(self) -> None:
+        cause, self.state.disabled = self.state.disabled, None
+        if cause is not None:
+            ends = self._ended(Kind.DISABLE, None)
+            enabled = of_account(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
+            self.accounts.decisions.add(enabled)
+
+    # -- all of it
+
+    def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
+        """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
+        before = self.state.cooldowns
+        self.state.cooldowns = Cooldowns.of(cooldowns)
+        for model in {**before, **cooldowns}:
+            was, cooldown = before.get(model), cooldowns.get(model)
+            if was == cooldown:
+                continue
+            if cooldown is not None and cooldown.active(self.now):
+                self._lasts(Kind.COOLDOWN, cooldown)
+            elif was is not None:
+                self._released(was, self.by)
+
+    # -- records
+
+    def _lasts(self, kind: Kind, what: Cooldown | AccountVerdict) -> None:
+        """Record a cooldown or verdict that begins, or goes on."""
+        standing = self.accounts.decisions.lasting(kind, self.state.key, what.covered, self.now)
+        if standing is not None and _alike(standing.cause, what.cause):
+            # Fifty requests that were refused at once, and a probe refused in the same way, are
+            # one cooldown: its record has the latest values.
+            times = standing.times + (self.by in _REFUSALS)
+            changed = replace(standing, until=what.until, cause=what.cause, times=times)
+            self.accounts.decisions.update(changed)
+            return
+        if standing is not None:
+            self.accounts.decisions.end(standing.number, By.LATER, self.now)
+        self.accounts.decisions.add(decision_of(self.state.key, kind, what, self.by, self.now))
+
+    def _released(self, cooldown: Cooldown, by: By) -> None:
+        if cooldown.active(self.now):
+            ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
+            self.accounts.decisions.add(
+                decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
+            )
+
+    def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
+        """End what is recorded of *covers*; return its number, None if it is not kept."""
+        standing = self.accounts.decisions.lasting(kind, self.state.key, covers, self.now)
+        if standing is None:
+            return None
+        self.accounts.decisions.end(standing.number, by or self.by, self.now)
+        return standing.number
+
+
+def _alike(one: Cause | None, other: Cause) -> bool:
+    return one is not None and (one.signal, one.cls, one.scope) == (
+        other.signal,
+        other.cls,
+        other.scope,
+    )

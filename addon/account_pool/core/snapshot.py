@@ -19,8 +19,9 @@ from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.credential import are_of_others
-from account_pool.core.decisions import By, Transition
+from account_pool.core.decisions import By
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
+from account_pool.core.members import Transition
 from account_pool.core.outcome import BY_HAND, Cause, OutcomeClass
 from account_pool.core.state import AccountState, SavedRows
 

@@ -1,7 +1,7 @@
 """What is known of one account while the proxy runs, and what follows from it.
 
 What is known by model is kept so that a hundred models cost no more than one (`ByModel`).
-Cooldowns, verdicts and disabling are changed by a `Transition` (`decisions.py`), what requests
+Cooldowns, verdicts and disabling are changed by a `Transition` (`members.py`), what requests
 count by `pool.py`.
 
 The herd of an account that became limited would throttle the next one as well: where it

@@ -18,12 +18,11 @@ from msgspec.structs import replace
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import OK, Attempts
 from account_pool.core.cooldown import SOCKETS
-from account_pool.core.decisions import By
+from account_pool.core.decisions import By, RequestEvents
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspect
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.request_events import RequestEvents
 from account_pool.core.steps import Phase, Send
 
 

@@ -19,8 +19,9 @@ from mitmproxy.options import Options
 from account_pool.core import reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
-from account_pool.core.decisions import By, Transition
+from account_pool.core.decisions import By
 from account_pool.core.headroom_parsing import ResponseContext
+from account_pool.core.members import Transition
 from account_pool.core.state import AccountState
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse, retry_after
 from account_pool.providers import look_ups
