@@ -7,7 +7,6 @@ keys.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import tzinfo
@@ -90,7 +89,7 @@ def _route_under_any_prefix(base: Provider, head: RequestHead) -> Route:
     for start in range(len(segments)):
         tail = "/" + "/".join(segments[start:])
         for path in (tail, "/v1" + tail):
-            found = base.route(dataclasses.replace(head, path=path))
+            found = base.route(replace(head, path=path))
             if found is not Route.PASS:
                 return found
     return Route.PASS

@@ -12,7 +12,6 @@ its own passes as it is; without one it would be ours that it spends.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +23,7 @@ from mitmproxy.net.http import url
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
 from msgspec import Struct
+from msgspec.structs import replace
 
 from account_pool.core import browser
 from account_pool.core.account import AccountKey
@@ -536,7 +536,7 @@ class Recognizer:
         if not owners_of_tokens(provider, head, self._pins):
             return Route.PASS
         kept = {n: value for n, value in head.headers.items() if n not in provider.issued_headers}
-        return provider.route(dataclasses.replace(head, headers=kept))
+        return provider.route(replace(head, headers=kept))
 
     def _places(self, sharing: tuple[Provider, ...]) -> Places:
         """Return where credentials may stand on a request to a host of all in *sharing*."""
