@@ -38,6 +38,7 @@ class LazyPattern(Generic[AnyStr]):
     findall: Callable[..., list[Any]]
     split: Callable[..., list[Any]]
     sub: Callable[..., AnyStr]
+    subn: Callable[..., tuple[AnyStr, int]]
 
     def __init__(self, pattern: AnyStr, flags: int = 0) -> None:
         self.pattern: AnyStr = pattern
@@ -51,7 +52,7 @@ class LazyPattern(Generic[AnyStr]):
         return vars(self)[name]
 
 
-_FUNCTIONS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub")
+_FUNCTIONS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
 
 
 #: Full-width forms (Chinese punctuation and digits), typographic apostrophes, hard blanks.
