@@ -37,67 +37,35 @@ from account_pool.store.store import StateStore
 
 
 class LookUpService(Protocol):
-    """Asks providers what accounts have left, as `proxy.look_ups` does."""
+    """What asks providers what accounts have left: `proxy.look_ups.LookUps`."""
 
     @property
-    def is_on(self) -> bool:
-        """Whether the owner wants that."""
-
-    def views(self) -> Mapping[AccountKey, Mapping[str, object]]:
-        """Return what came of it, of those accounts that were asked."""
-
-    async def refresh(self, states: Iterable[AccountState]) -> list[AccountKey]:
-        """Ask what *states* have left; return those of which providers tell it."""
+    def is_on(self) -> bool: ...
+    def views(self) -> Mapping[AccountKey, Mapping[str, object]]: ...
+    async def refresh(self, states: Iterable[AccountState]) -> list[AccountKey]: ...
 
 
 class FleetService(Protocol):
-    """The proxies that share the state, as `proxy.fleet.Fleet` knows them.
-
-    Attributes:
-        instance: names this run of the proxy, all workers taken together.
-        kind: what keeps the state; None: nothing yet.
-        server: its host and port; "": it is on this machine.
-    """
+    """The proxies that share the state: `proxy.fleet.Fleet`."""
 
     instance: str
     kind: str | None
     server: str
 
     @property
-    def is_known(self) -> bool:
-        """Whether it is known what the others do."""
-
-    def views(self) -> list[ProxyView]:
-        """Return all of them, this one first, as they are now."""
+    def is_known(self) -> bool: ...
+    def views(self) -> list[ProxyView]: ...
 
 
 class SharedDecisions(Protocol):
-    """Decisions of all proxies."""
+    """Decisions of all proxies: `proxy.decision_log.SharedDecisions`."""
 
-    def sync(self, store: StateStore) -> DecisionsShown:
-        """Return them, with what was decided up to now. Blocks. Raises StoreError."""
-
-    def own(self) -> DecisionsShown:
-        """Return what is known of them without the store."""
+    def sync(self, store: StateStore) -> DecisionsShown: ...
+    def own(self) -> DecisionsShown: ...
 
 
 class PoolService(Protocol):
-    """A running pool, as `proxy.service.Service` is one.
-
-    Attributes:
-        pool: its accounts.
-        sessions: its conversations.
-        pins: which account alone can serve what.
-        measured: how long requests took, and their results.
-        usages: what each account has served.
-        resets: what was left of windows when they were reset.
-        ended: requests that are over and not written yet.
-        prices: returns the owner's own prices.
-        stopping: whether the proxy shuts down.
-        at_stop: called when it begins to.
-        look_ups: what asks providers what accounts have left.
-        headroom_history: what accounts had left over the day.
-    """
+    """A running pool: `proxy.service.Service`, which says what each is."""
 
     look_ups: LookUpService
     pool: Pool
@@ -113,30 +81,15 @@ class PoolService(Protocol):
     headroom_history: HeadroomHistory
 
     @property
-    def fleet(self) -> FleetService:
-        """The proxies that share the state."""
-
+    def fleet(self) -> FleetService: ...
     @property
-    def decided(self) -> SharedDecisions:
-        """What all proxies on the store have decided."""
-
-    def now(self) -> float:
-        """Return monotonic seconds."""
-
-    def wall_now(self) -> float:
-        """Return seconds since the epoch."""
-
-    def warnings(self) -> list[str]:
-        """Return what looks wrong with the accounts and stops nothing, for people."""
-
-    def held(self) -> tuple[int, float]:
-        """Return how many requests are held for an account, and when the first looks again."""
-
-    def notify_targets(self) -> list[dict[str, str | None]]:
-        """Return where notifications go, without what is a secret, and why one did not arrive."""
-
-    def state_problem(self) -> str | None:
-        """Return why what is learnt is kept in memory only; None if it is not."""
+    def decided(self) -> SharedDecisions: ...
+    def now(self) -> float: ...
+    def wall_now(self) -> float: ...
+    def warnings(self) -> list[str]: ...
+    def held(self) -> tuple[int, float]: ...
+    def notify_targets(self) -> list[dict[str, str | None]]: ...
+    def state_problem(self) -> str | None: ...
 
 
 Entry = Mapping[str, Any]

@@ -108,7 +108,6 @@ class TokenStore(Protocol):
 
     def load(self, family: str) -> Tokens | None:
         """Return the newest tokens of *family*, None if it was never refreshed."""
-        ...
 
     def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
         """Let *owner* (`Process.owner`) alone refresh *family* with *token*, or say who does.
@@ -116,11 +115,9 @@ class TokenStore(Protocol):
         *is_over*: the access token is worth nothing any more. The claim of a process that is
         known to be dead has ended.
         """
-        ...
 
     def sending(self, family: str, fence: int, token: Secret) -> bool:
         """Note that *token* leaves now; False: it must not, the claim has ended."""
-        ...
 
     def save(
         self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
@@ -130,19 +127,15 @@ class TokenStore(Protocol):
         *replaces* is the refresh token they were got for, by the claim *fence*. False, and
         nothing is done, when the store has the tokens of another refresh by now.
         """
-        ...
 
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
         """End the claim with this number. *unknown*: its token was sent, and not answered."""
-        ...
 
     def keep(self) -> None:
         """Have all that is known here in the store, also when its file was removed."""
-        ...
 
     def close(self) -> None:
         """Close the file."""
-        ...
 
 
 # -- the state of a pool
@@ -274,21 +267,18 @@ class RequestAnswers(Protocol):
 
     def read(self, query: RequestQuery) -> RequestPage:
         """Return rows about requests, the newest first. From any thread, and beside writes."""
-        ...
 
     def sums(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
         """Return what was counted of requests by day or hour, account, model and tool.
 
         From any thread, and beside writes.
         """
-        ...
 
     def series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
         """Return what requests were like in each *step_s* seconds that any began in.
 
         From any thread, and beside writes.
         """
-        ...
 
 
 class RequestStore(RequestAnswers, Protocol):
@@ -302,29 +292,24 @@ class RequestStore(RequestAnswers, Protocol):
 
         From what was read of it before, and those of *rows* that were not. From any thread.
         """
-        ...
 
     def unpriced(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
         """Return rows that nobody has looked for a price of, with a number above *after*.
 
         From any thread, and beside writes.
         """
-        ...
 
     def price(self, costs: Sequence[tuple[int, Cost]]) -> None:
         """Put costs, by number, into rows that have none, and into the sums of their day.
 
         From any thread. What another proxy has done meanwhile is not done again.
         """
-        ...
 
     def reprice(self) -> None:
         """Have rows looked at again of which no price was known. From any thread."""
-        ...
 
     def prune(self, kept_s: float, *, wall_now: float) -> bool:
         """Delete rows about requests older than *kept_s*; return whether more are to go."""
-        ...
 
 
 class DecisionPage(NamedTuple):
@@ -353,11 +338,9 @@ class DecisionLog(Protocol):
         Return the name of the log. One of *new* that is there already is changed; one of
         *changed* that is not there any more is left out.
         """
-        ...
 
     def read(self, after: int) -> DecisionPage:
         """Return what has changed after the change *after*; 0: all there is."""
-        ...
 
 
 class NoticeStore(Protocol):
@@ -370,15 +353,12 @@ class NoticeStore(Protocol):
         self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
     ) -> dict[Subject, Verdict]:
         """Decide by `core.notifications.note` what this proxy tells, in one atomic step."""
-        ...
 
     def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
         """Say whether nobody has taken the turn *name* for *every_s* seconds; it is taken then."""
-        ...
 
     def noted(self) -> list[Subject]:
         """Return the conditions that were told and are not over."""
-        ...
 
 
 class StateStore(Protocol):
@@ -394,17 +374,14 @@ class StateStore(Protocol):
     @property
     def requests(self) -> RequestStore:
         """Rows about requests that have ended."""
-        ...
 
     @property
     def notices(self) -> NoticeStore:
         """What the proxies have told their owner of."""
-        ...
 
     @property
     def decisions(self) -> DecisionLog:
         """What the proxies have decided."""
-        ...
 
     def exchange(
         self,
@@ -434,14 +411,12 @@ class StateStore(Protocol):
 
         `wall_at` of the result is the time of the last write before this one.
         """
-        ...
 
     def now(self) -> float | None:
         """Return the time on the clock that all proxies share; None: that is the wall clock.
 
         All times that are passed in or stored are times of this clock.
         """
-        ...
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Have *wake* called, from any thread, when another proxy has written what is urgent.
@@ -449,11 +424,9 @@ class StateStore(Protocol):
         Until `close`. A call may be lost, or come for nothing: `changed` tells what there is,
         and is called once a second anyway. A store that cannot notify does nothing.
         """
-        ...
 
     def changed(self, *, wall_now: float) -> News:
         """Return what others have done since the last call. Cheap if that is nothing."""
-        ...
 
     def beat(
         self,
@@ -469,7 +442,6 @@ class StateStore(Protocol):
 
         *about* is what it says of itself; None: as before.
         """
-        ...
 
     def proxies(self, *, wall_now: float) -> list[ProxyRow]:
         """Return who is on the store, this one too if it has sent a heartbeat.
@@ -477,11 +449,9 @@ class StateStore(Protocol):
         Those that have stopped theirs are in it for `core.fleet.SHOWN_S`; those that were closed
         are not. A row that cannot be read is one of a proxy of which nothing is known.
         """
-        ...
 
     def forget(self, proxies: Collection[str]) -> None:
         """Forget what the proxies with these ids have said; they do not run any more."""
-        ...
 
     def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:
         """Hold of each account what `core.shares.grant` says, and return that.
@@ -489,27 +459,21 @@ class StateStore(Protocol):
         One transaction: all that is held of an account is never above its limit. Where that
         changes what others may hold, they are notified as of what is urgent.
         """
-        ...
 
     def reap(self, proxies: Collection[str]) -> None:
         """Forget the proxies with these ids: they are known to be dead."""
-        ...
 
     def read_table(self, table: str) -> list[Row]:
         """Return all rows of *table*, least recently used first."""
-        ...
 
     def read_counts(self, name: str) -> Counted:
         """Return the sums over all proxies under *name*."""
-        ...
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         """Delete what is too old to be used; the accounts *present* are in use."""
-        ...
 
     def close(self) -> None:
         """Close the file; this proxy is gone for the others."""
-        ...
 
 
 # -- both
@@ -532,11 +496,9 @@ class Store(Protocol):
 
     def tokens(self) -> TokenStore:
         """Open the half that keeps logins. Raises StoreError."""
-        ...
 
     def state(self) -> StateStore:
         """Open the half that keeps what the pool has learnt. Raises StoreError."""
-        ...
 
     def put_aside(self) -> str | None:
         """Move what is damaged out of the way, so that `state` begins anew.
@@ -544,4 +506,3 @@ class Store(Protocol):
         Return where it is now; None: another proxy has done it. Raises StoreError when it
         has to stay.
         """
-        ...
