@@ -11,7 +11,6 @@ from account_pool.config import accounts_file, loader
 from account_pool.config.accounts_file import (
     OPTION,
     VARIABLE,
-    Why,
     command,
     counted,
     find,
@@ -50,12 +49,12 @@ def write(path: Path, text: str = ONE) -> Path:
 
 def test_the_users_own(tmp_path, monkeypatch):
     assert own_file() == tmp_path / ".config" / "account-pool" / "accounts.yaml"
-    assert find("", OPTION, {}).why is Why.NONE
+    assert find("", OPTION, {}).path is None
     write(own_file())
     assert find("", OPTION, {}).path == own_file()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     assert own_file() == tmp_path / "xdg" / "account-pool" / "accounts.yaml"
-    assert find("", OPTION, {}).why is Why.NONE
+    assert find("", OPTION, {}).path is None
 
 
 def test_names_count_more_and_relative_ones_are_of_the_working_directory(here, tmp_path):
@@ -76,7 +75,7 @@ def test_a_file_here_serves_once_it_was_confirmed(here):
     write(own_file())
     mine = write(here / "accounts.yaml")
     found = find("", OPTION, {})
-    assert (found.why, found.skipped.path) == (Why.OWN, mine)
+    assert (found.path, found.skipped.path) == (own_file(), mine)
     accounts_file.confirm(mine, trust_store())
     found = find("", OPTION, {})
     assert (found.path, found.skipped) == (mine, None)
@@ -132,7 +131,7 @@ def test_a_working_directory_that_is_gone(here, monkeypatch):
     (here / "gone").mkdir()
     monkeypatch.chdir(here / "gone")
     (here / "gone").rmdir()
-    assert find("", OPTION, {}).why is Why.NONE
+    assert find("", OPTION, {}).path is None
 
 
 def test_a_directory_of_that_name_is_no_file(here):

@@ -12,7 +12,6 @@ from account_pool.config.accounts_file import (
     Confirmed,
     Local,
     Named,
-    Why,
     search,
     skip_line,
 )
@@ -38,25 +37,25 @@ YES, NO, CHANGED = (local(c) for c in (Confirmed.YES, Confirmed.NO, Confirmed.CH
 
 
 @pytest.mark.parametrize(
-    ("named", "here", "own", "path", "why"),
+    ("named", "here", "own", "path"),
     [
-        ([option(), variable()], YES, True, "/a.yaml", Why.NAMED),
-        ([variable()], YES, True, "/b.yaml", Why.NAMED),
+        ([option(), variable()], YES, True, "/a.yaml"),
+        ([variable()], YES, True, "/b.yaml"),
         # Named and not there: no reason to look further.
-        ([option(exists=False), variable()], YES, True, "/a.yaml", Why.NAMED),
-        ([variable(exists=False)], YES, True, "/b.yaml", Why.NAMED),
-        ([], YES, True, HERE, Why.LOCAL),
-        ([], NO, True, OWN, Why.OWN),
-        ([], CHANGED, True, OWN, Why.OWN),
-        ([], local(Confirmed.NO, checkout=True), True, HERE, Why.LOCAL),
-        ([], None, True, OWN, Why.OWN),
-        ([], None, False, None, Why.NONE),
-        ([], NO, False, None, Why.NONE),
+        ([option(exists=False), variable()], YES, True, "/a.yaml"),
+        ([variable(exists=False)], YES, True, "/b.yaml"),
+        ([], YES, True, HERE),
+        ([], NO, True, OWN),
+        ([], CHANGED, True, OWN),
+        ([], local(Confirmed.NO, checkout=True), True, HERE),
+        ([], None, True, OWN),
+        ([], None, False, None),
+        ([], NO, False, None),
     ],
 )
-def test_the_first_hit_wins(named, here, own, path, why):
+def test_the_first_hit_wins(named, here, own, path):
     found = search(named=named, local=here, own=OWN, own_exists=own)
-    assert (found.path, found.why) == (Path(path) if path else None, why)
+    assert found.path == (Path(path) if path else None)
     assert found.target == (found.path or OWN)
 
 
@@ -93,7 +92,7 @@ def test_only_what_the_search_found_here_is_looked_at_again():
 def test_your_own_file_needs_no_confirmation_where_you_stand_beside_it():
     beside = Local(OWN, Confirmed.NO)
     found = search(named=[], local=beside, own=OWN, own_exists=True)
-    assert (found.why, found.skipped) == (Why.OWN, None)
+    assert (found.path, found.skipped) == (OWN, None)
 
 
 @given(

@@ -43,16 +43,6 @@ class Confirmed(Enum):
     NO = auto()
 
 
-class Why(Enum):
-    """Why a file serves."""
-
-    NAMED = auto()
-    LOCAL = auto()
-    OWN = auto()
-    #: No file: the accounts are those of the environment.
-    NONE = auto()
-
-
 class Named(Struct, frozen=True):
     """A file that the user named.
 
@@ -91,7 +81,6 @@ class Found(Struct, frozen=True):
     """
 
     path: Path | None
-    why: Why
     own: Path
     by: str = ""
     exists: bool = True
@@ -120,17 +109,17 @@ def search(*, named: Sequence[Named], local: Local | None, own: Path, own_exists
     """
     if named:
         first = named[0]
-        return Found(first.path, Why.NAMED, own, by=first.by, exists=first.exists)
+        return Found(first.path, own, by=first.by, exists=first.exists)
     skipped = None
     if local is not None and local.path != own:
         if local.checkout:
-            return Found(local.path, Why.LOCAL, own)
+            return Found(local.path, own)
         if local.confirmed is Confirmed.YES:
-            return Found(local.path, Why.LOCAL, own, confirm=True)
+            return Found(local.path, own, confirm=True)
         skipped = local
     if own_exists:
-        return Found(own, Why.OWN, own, skipped=skipped)
-    return Found(None, Why.NONE, own, skipped=skipped)
+        return Found(own, own, skipped=skipped)
+    return Found(None, own, skipped=skipped)
 
 
 def skip_line(local: Local) -> str:

@@ -36,7 +36,7 @@ from msgspec.structs import replace
 
 from account_pool.admin.http import ApiError
 from account_pool.config import accounts_file
-from account_pool.config.accounts_file import Found, Why, skip_line
+from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.configuration import Config, from_environment
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.core.account import AccountKey
@@ -392,9 +392,9 @@ class SourceFile(Struct, eq=False):
 
 def _stamps(found: Found) -> Sequence[tuple[Path, Stamp]]:
     files = [found.target]
-    if found.why is Why.NONE and (local := accounts_file.local_file()) is not None:
+    if found.path is None and (local := accounts_file.local_file()) is not None:
         files.append(local)
-    if found.confirm or found.why is Why.NONE:
+    if found.confirm or found.path is None:
         files.append(accounts_file.trust_store())
     return [(path, stamp_of(path)) for path in files]
 
