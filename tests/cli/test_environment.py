@@ -184,10 +184,9 @@ def test_a_tool_that_is_logged_in_keeps_its_login(tool):
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_placeholder_is_of_the_kind_its_account_has(tool):
     """`claude` tells a subscription from a key by how it begins, and so does the pool."""
-    for needed in TOOLS[tool].needs:
-        provider = BUILT_IN[needed.provider]
-        for value in needed.variables.values():
-            assert provider.misplaced(value) is None
+    for provider, needed in TOOLS[tool].needs.items():
+        for value in needed.values():
+            assert BUILT_IN[provider].misplaced(value) is None
 
 
 def test_a_proxy_is_the_same_by_whatever_user_name():

@@ -116,30 +116,13 @@ def _without_port(entry: str) -> str:
 # do. A tool that has a key or a login keeps it.
 
 _TEXT = "account-pool-placeholder"
-_GITHUB = f"gho_{_TEXT.replace('-', '0')}"
 
-
-@dataclass(frozen=True, slots=True)
-class Needed:
-    """What a tool may start with.
-
-    Attributes:
-        provider: its accounts can serve the tool then.
-        variables: what to set.
-    """
-
-    provider: str
-    variables: Mapping[str, str]
-
-
-_OPENAI = Needed("openai", {"OPENAI_API_KEY": f"sk-{_TEXT}"})
-_ANTHROPIC = Needed("anthropic", {"ANTHROPIC_API_KEY": f"sk-ant-api03-{_TEXT}"})
-_GEMINI = Needed("gemini", {"GEMINI_API_KEY": f"AIza-{_TEXT}"})
+_ANTHROPIC = {"ANTHROPIC_API_KEY": f"sk-ant-api03-{_TEXT}"}
+_CLAUDE_CODE = {"CLAUDE_CODE_OAUTH_TOKEN": f"sk-ant-oat01-{_TEXT}"}
+_COPILOT = {"COPILOT_GITHUB_TOKEN": f"gho_{_TEXT.replace('-', '0')}"}
+_GEMINI = {"GEMINI_API_KEY": f"AIza-{_TEXT}"}
 #: With a login in a file it asks Google whether that is good before it starts.
-_GEMINI_CLI = Needed(
-    "gemini-cli",
-    {"GOOGLE_GENAI_USE_GCA": "true", "GOOGLE_CLOUD_ACCESS_TOKEN": f"ya29.{_TEXT}"},
-)
+_GEMINI_CLI = {"GOOGLE_GENAI_USE_GCA": "true", "GOOGLE_CLOUD_ACCESS_TOKEN": f"ya29.{_TEXT}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +132,13 @@ class Tool:
     Attributes:
         served_by: the providers it can use; () for any.
         keys: any of these, when it is set, is a key of the user's own.
-        needs: in order of preference; the first whose provider the pool has is set.
+        needs: variables by provider, the preferred one first: of the first that the pool has.
         for_each: it can use any provider, and gets a key for each.
     """
 
     served_by: tuple[str, ...]
     keys: tuple[str, ...]
-    needs: tuple[Needed, ...]
+    needs: Mapping[str, Mapping[str, str]]
     for_each: bool = False
 
 
@@ -165,38 +148,35 @@ TOOLS: Mapping[str, Tool] = {
     "claude": Tool(
         ("claude-code", "anthropic"),
         ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
-        (
-            Needed("claude-code", {"CLAUDE_CODE_OAUTH_TOKEN": f"sk-ant-oat01-{_TEXT}"}),
-            _ANTHROPIC,
-        ),
+        {"claude-code": _CLAUDE_CODE, "anthropic": _ANTHROPIC},
     ),
     "codex": Tool(
         ("codex", "openai"),
         ("OPENAI_API_KEY", "CODEX_API_KEY"),
         # `codex exec` reads the second, everything else the first.
-        (Needed("openai", {**_OPENAI.variables, "CODEX_API_KEY": f"sk-{_TEXT}"}),),
+        {"openai": dict.fromkeys(("OPENAI_API_KEY", "CODEX_API_KEY"), f"sk-{_TEXT}")},
     ),
     "gemini": Tool(
         ("gemini-cli", "gemini"),
         ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENAI_USE_GCA"),
-        (_GEMINI_CLI, _GEMINI),
+        {"gemini-cli": _GEMINI_CLI, "gemini": _GEMINI},
     ),
     "copilot": Tool(
         ("copilot",),
         ("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
-        (Needed("copilot", {"COPILOT_GITHUB_TOKEN": _GITHUB}),),
+        {"copilot": _COPILOT},
     ),
-    "opencode": Tool((), (), (), for_each=True),
+    "opencode": Tool((), (), {}, for_each=True),
 }
 
 
 #: What a program that is not one of TOOLS gets of a provider, where it is not as usual: these
 #: variables belong to other programs too, or to none.
 _FOR_ANY: Mapping[str, Mapping[str, str]] = {
-    "anthropic": _ANTHROPIC.variables,
-    "claude-code": TOOLS["claude"].needs[0].variables,
-    "gemini": _GEMINI.variables,
-    "copilot": TOOLS["copilot"].needs[0].variables,
+    "anthropic": _ANTHROPIC,
+    "claude-code": _CLAUDE_CODE,
+    "gemini": _GEMINI,
+    "copilot": _COPILOT,
 }
 
 
@@ -254,9 +234,9 @@ def placeholders(
         return {}
     if rules.for_each:
         return for_any_program(sorted(providers), present, ())[0]
-    for needed in rules.needs:
-        if needed.provider in providers and not any(present.get(n) for n in needed.variables):
-            return dict(needed.variables)
+    for provider, needed in rules.needs.items():
+        if provider in providers and not any(map(present.get, needed)):
+            return dict(needed)
     return {}
 
 
