@@ -56,7 +56,7 @@ def test_a_line_a_finding(places, capsys, tmp_path):
 
 def test_a_terminal_gets_what_fits(capsys):
     text = "NO_PROXY leads past the pool to hosts of your accounts"
-    finding = doctor.Finding(doctor.Level.NOTE, "environment", text, "`account-pool run` helps")
+    finding = doctor.Finding("note", "environment", text, "`account-pool run` helps")
     assert doctor.as_text(finding, None) == f"note  environment   {text}; `account-pool run` helps"
     assert doctor.as_text(finding, 60).splitlines() == [
         "note  environment   NO_PROXY leads past the pool to hosts",

@@ -6,7 +6,6 @@ only the state engine is asked how it is. `check --try` is what asks the provide
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import socket
@@ -17,12 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from shutil import get_terminal_size, which
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -61,7 +59,7 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import CredentialError, ValueSource
 from account_pool.filesystem import expanded
 from account_pool.providers.registry import BUILT_IN
-from account_pool.store.pool_state import STATE_FILE, database_path, is_url
+from account_pool.store.pool_state import STATE_FILE, Fact, database_path, is_url
 from account_pool.version import __version__
 
 _PACKAGE = "mitmproxy-account-pool"
@@ -79,27 +77,16 @@ _WITHOUT = frozenset({"no_credential", "disabled", "off"})
 _NARROW = 60
 
 
-class Level(StrEnum):
-    """How bad a finding is."""
+class Finding(NamedTuple):
+    """One line: what was looked at, and a `Fact` of it."""
 
-    OK = "ok"
-    #: works, and may surprise
-    NOTE = "note"
-    #: something does not work
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, how it is, and what to do where it is not well."""
-
-    level: Level
+    level: Literal["ok", "note", "bad"]
     about: str
     text: str
     remedy: str = ""
 
 
-_ok, _note, _bad = (partial(Finding, level) for level in Level)
+_ok, _note, _bad = (partial(Finding, level) for level in ("ok", "note", "bad"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +119,10 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
             for finding in new:
                 print(as_text(finding, width), flush=True)
     if as_json:
-        show_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+        show_json({"findings": [finding._asdict() for finding in findings]})
     else:
         note(_summary(findings))
-    return int(any(finding.level is Level.BAD for finding in findings))
+    return int(any(finding.level == "bad" for finding in findings))
 
 
 def _is_known(finding: Finding, findings: Sequence[Finding]) -> bool:
@@ -171,7 +158,7 @@ def _wrapped(text: str, indent: str, width: int) -> str:
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    bad, notes = (sum(f.level is level for f in findings) for level in (Level.BAD, Level.NOTE))
+    bad, notes = (sum(f.level == level for f in findings) for level in ("bad", "note"))
     said = {0: "nothing is wrong", 1: "1 thing is wrong"}.get(bad, f"{bad} things are wrong")
     return said + {0: "", 1: "; 1 note"}.get(notes, f"; {notes} notes")
 
@@ -530,6 +517,10 @@ def _used_store(setup: Setup) -> Mapping[str, Any]:
     return {}
 
 
+def _of_state(fact: Fact) -> Finding:
+    return Finding(fact.level, "state", fact.text, fact.remedy)
+
+
 def _state(setup: Setup) -> Iterator[Finding]:
     confdir, loaded = setup.places.confdir, None
     with suppress(ConfigError):  # which is a finding of its own
@@ -548,7 +539,7 @@ def _state(setup: Setup) -> Iterator[Finding]:
         yield _note("state", text, remedy)
         return
     for fact in look_at(option, str(confdir)):
-        yield Finding(Level(fact.level), "state", fact.text, fact.remedy)
+        yield _of_state(fact)
     if is_url(option):
         return
     if confdir.exists() and not confdir.is_dir():
@@ -569,7 +560,7 @@ def _state(setup: Setup) -> Iterator[Finding]:
     if path is None:
         yield _note("state", "pool_state is memory: nothing is kept over a restart")
     else:
-        yield from (Finding(Level(f.level), "state", f.text, f.remedy) for f in look_at_file(path))
+        yield from map(_of_state, look_at_file(path))
 
 
 CHECKS: tuple[Callable[[Setup], Iterator[Finding]], ...] = (
