@@ -149,6 +149,16 @@ def test_a_hello_in_pieces_is_waited_for(ask):
     assert is_intercepted(asked(hello[start + 40 :]))
 
 
+def test_a_hello_that_begins_with_one_byte_is_waited_for(ask):
+    asked = ask()
+    hello = client_hello("api.openai.com")
+    layers_before = list(asked.context.layers)
+    assert asked(hello[:1]) is None
+    assert asked(hello[1:2]) is None
+    assert asked.context.layers == layers_before
+    assert is_intercepted(asked(hello[2:]))
+
+
 def test_a_hello_in_pieces_of_a_host_that_is_not_ours(ask):
     asked = ask(("192.0.2.1", 443))
     hello = client_hello("example.com")
@@ -266,9 +276,40 @@ def test_reverse_mode(ask, tls):
     ]
 
 
-def test_no_http_is_left_to_mitmproxy(ask):
-    asked = ask(("api.openai.com", 443))
-    assert type(asked(b"SSH-2.0-x\r\n")) is layers.TCPLayer
+@pytest.mark.parametrize(
+    "begins",
+    [b"P", b"PO", b"POST", b"\r\nPOST / HTTP/1.1\r\n", b"{}", b"\x00\x01\x02", b"SSH-2.0-x"],
+)
+def test_to_a_host_of_the_pool_it_is_http_however_it_begins(ask, begins):
+    """As raw bytes a request would go there with the client's own credential."""
+    asked = ask()
+    assert_ours(asked(begins), asked.context, HTTPMode.transparent)
+
+
+def test_to_a_host_of_the_pool_it_is_http_when_the_server_speaks_first(ask):
+    asked = ask()
+    asked.next.events.append(
+        events.DataReceived(asked.context.server, b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    )
+    assert_ours(asked(REQUEST), asked.context, HTTPMode.transparent)
+
+
+def test_no_http_to_others_is_left_to_mitmproxy(ask):
+    assert type(ask(("example.com", 443))(b"SSH-2.0-x\r\n")) is layers.TCPLayer
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"tcp_hosts": ["openai"]},
+        {"ignore_hosts": ["openai"], "show_ignored_hosts": True},
+        {"allow_hosts": ["example"], "show_ignored_hosts": True},
+    ],
+)
+def test_hosts_the_user_wants_raw_stay_raw(ask, built_in, wish):
+    tctx, addon = built_in
+    tctx.configure(addon, **wish)
+    assert type(ask()(b"P")) is layers.TCPLayer
 
 
 def test_udp_is_left_to_mitmproxy(ask):

@@ -2,18 +2,22 @@
 
 A script's `next_layer` runs before mitmproxy's own: the built-in is asked first, and
 where it chose its `HttpLayer` ours takes the place. Hosts that are not the pool's stay
-an opaque tunnel, never decrypted.
+an opaque tunnel, never decrypted. At those that are, nothing is raw bytes: a request whose
+head comes in small pieces would go there as the client sent it, its own credential included.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
 from typing import Protocol
 
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import layer, layers
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from account_pool.admin.http import ADMIN_HOST
@@ -24,6 +28,8 @@ from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
 
+#: A record of TLS: shorter ones may become one.
+_TLS_BEGINS = b"\x16\x03"
 #: Names of hosts that are remembered as said; clients choose them.
 _MAX_SAID = 256
 
@@ -47,7 +53,12 @@ def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> N
                 return
         except Undecided:
             return  # asked again when there is more
-    built_in.next_layer(nextlayer)
+        built_in.next_layer(nextlayer)
+        if type(nextlayer.layer) is layers.TCPLayer and _is_http(nextlayer.context, service):
+            nextlayer.context.layers.remove(nextlayer.layer)
+            nextlayer.layer = None
+            if not _TLS_BEGINS.startswith(nextlayer.data_client()):
+                nextlayer.layer = layers.HttpLayer(nextlayer.context, HTTPMode.transparent)
     if nextlayer.layer is not None:
         tunnels.take_tls(nextlayer.layer, quick="direct" in service.settings.fast)
         nextlayer.layer = _with_ours(nextlayer.layer, service)
@@ -77,6 +88,29 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
         raise Undecided
     target = pooled_request.of_connection(context, hello.sni) or target
     return _is_not_ours(target, service)
+
+
+def _is_http(context: Context, service: Service) -> bool:
+    """Say whether what mitmproxy takes for raw bytes is for a host of the pool."""
+    target = pooled_request.of_connection(context)
+    return (
+        context.client.transport_protocol == "tcp"
+        and target is not None
+        and service.recognizer.claims(target.name, target.port)
+        and not _is_wanted_raw(context, f"{target.name}:{target.port}")
+    )
+
+
+def _is_wanted_raw(context: Context, host: str) -> bool:
+    """Say whether the user has told mitmproxy to leave *host* alone, or what it carries."""
+
+    def names(patterns: Sequence[str]) -> bool:
+        return any(re.search(pattern, host, re.IGNORECASE) for pattern in patterns)
+
+    options = context.options
+    return names([*options.ignore_hosts, *options.tcp_hosts]) or bool(
+        options.allow_hosts and not names(options.allow_hosts)
+    )
 
 
 def _is_not_ours(target: pooled_request.Destination, service: Service) -> bool:
