@@ -58,8 +58,8 @@ def costs(store: SqliteState) -> list[tuple[float | None, str | None]]:
 
 
 async def test_rows_and_sums_get_their_cost_once(store):
-    listed = List()
-    made = Pricing(listed)
+    listed, clock = List(), FakeClock()
+    made = Pricing(listed, clock.now)
     write(store, row(), row(), row(model="unknown"), row(counted=0, price=""))
     for _ in range(2):
         await made.round(asking(store))
@@ -77,8 +77,38 @@ async def test_rows_and_sums_get_their_cost_once(store):
     await made.round(asking(store))
     assert len(listed.asked) == 2
     write(store, row(DAY + 3600))
+    clock.advance(pricing.READ_EVERY_S)
     await made.round(asking(store))
     assert listed.asked[2:] == [("openai", "gpt-5", int(DAY) + 3600)]
+
+
+async def test_a_client_that_asks_one_model_after_another_starts_no_process_for_each(store):
+    listed, clock = List(), FakeClock()
+    made = Pricing(listed, clock.now)
+    for n in range(5):
+        write(store, row(model=f"model-{n}"), row(model="model-0"))
+        await made.round(asking(store))
+        clock.advance(1.0)
+    # What is known, and what needs no list, does not wait.
+    assert [model for _, model, _ in listed.asked] == ["model-0"]
+    assert [price for _, price in costs(store)].count(None) == 4
+    assert made.pause_s() == pytest.approx(pricing.READ_EVERY_S - 5.0)
+    await made.round(asking(store))
+    assert sorted(model for _, model, _ in listed.asked[1:]) == [f"model-{n}" for n in range(1, 5)]
+    assert None not in [price for _, price in costs(store)]
+    assert made.pause_s() == pricing.RETRY_S
+
+
+async def test_new_prices_of_the_owner_do_not_wait_for_the_list(store):
+    listed, clock = List(), FakeClock()
+    made = Pricing(listed, clock.now)
+    listed.fails = True
+    write(store, row(model="mine"))
+    await made.round(asking(store))
+    assert [price for _, price in costs(store)] == [None]
+    made.use(Prices([PriceRule(model="mine", price=Price(((0, 1.0),), ((0, 1.0),)))]))
+    await made.round(asking(store))
+    assert [price for _, price in costs(store)] == ["accounts.yaml"]
 
 
 async def test_two_proxies_on_one_file_count_once(store, tmp_path):

@@ -32,6 +32,9 @@ SETTLE_S = 0.3
 #: How long a list that cannot be read is left alone, and how often is looked without a cause:
 #: another proxy may have left rows. Seconds.
 RETRY_S = 600.0
+#: How long the list is left alone after it was read, seconds: a process takes some 0.3 s of a core
+#: for it, and a client may ask one model after another.
+READ_EVERY_S = 5.0
 #: Rows that are looked at in one step.
 AT_ONCE = 500
 #: How long the process may take that reads the list, seconds.
@@ -74,10 +77,11 @@ class Pricing:
         self._again = True
         self._said = ""
         self._now = now
-        #: until when a list that could not be read is left alone, and up to which row all that
-        #: need it were met by then
+        #: until when the list is left alone, up to which row all that need it were met by then,
+        #: and whether some do
         self._list_at = 0.0
         self._met = 0
+        self._left = False
         self._task: asyncio.Task[None] | None = None
 
     def use(self, prices: Prices) -> None:
@@ -101,7 +105,7 @@ class Pricing:
     async def _run(self, ask: Ask) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S):
+                async with asyncio.timeout(self.pause_s()):
                     await self._due.wait()
             await asyncio.sleep(SETTLE_S)
             self._due.clear()
@@ -110,15 +114,26 @@ class Pricing:
                 with suppress(StoreError):
                     await self.round(ask)
 
+    def pause_s(self) -> float:
+        """Return how long there is nothing to look at unless rows are written, seconds."""
+        if not (self._left and self.is_first):
+            return RETRY_S
+        return max(self._list_at - self._now(), 0.0)
+
     async def round(self, ask: Ask) -> None:
         """Look once at all rows that were not looked at. Raises StoreError."""
         if self._again and await ask(_reprice):
-            self._again = False
-        after = self._met if self._now() < self._list_at else 0
+            self._again, self._met = False, 0
+        after = self._met
+        if self._now() >= self._list_at:
+            after, self._left = 0, False
+        known = len(self._known)
         while found := await ask(partial(_unpriced, after=after)):
             if costs := await self._costs(found):
                 await ask(partial(_write, costs=costs))
             after = self._met = found[-1][0]
+        if len(self._known) != known:
+            self._list_at = max(self._list_at, self._now() + READ_EVERY_S)
 
     async def _costs(self, rows: Sequence[Numbered]) -> list[tuple[int, Cost]]:
         wanted = {n: self._wanted(row) for n, row in rows}
@@ -138,6 +153,8 @@ class Pricing:
             if asked is None or asked in self._known:
                 listed = None if asked is None else self._known[asked]
                 costs.append((number, self.prices.cost(row, listed, self._source)))
+            else:
+                self._left = True
         return costs
 
     def _wanted(self, row: RequestRow) -> Asked | None:
