@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -363,6 +365,10 @@ def test_what_is_saved_again_is_the_object_it_was_until_it_or_the_clock_changes(
     assert [row.told_at for row in later[1].values()] == [WALL + 5.0, WALL + 6.0]
 
 
+def no_row(value: object) -> NoReturn:
+    raise AssertionError(value)
+
+
 def test_what_an_account_no_longer_has_is_not_remembered_to_be_saved() -> None:
     pool = pool_of("a")
     for model in (None, "m1"):
@@ -373,8 +379,10 @@ def test_what_an_account_no_longer_has_is_not_remembered_to_be_saved() -> None:
     with Transition(pool.accounts, pool.accounts.get(A), By.HAND, 1.0) as change:
         change.end_cooldowns(among=["m1"])
     [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL).accounts
-    saved = pool.accounts.get(A).saved
-    assert saved is not None and saved.cooldowns.keys() == account.cooldowns.keys() == {None}
+    state = pool.accounts.get(A)
+    assert state.saved is not None and account.cooldowns.keys() == {None}
+    # Nothing is made anew of what stays, and nothing else is kept.
+    assert state.saved.cooldowns.of(state.cooldowns, no_row) is account.cooldowns
     pool.accounts.clear_cooldown(A, now=1.0)
     [account] = snapshot.take(pool.accounts, wall_now=WALL, ahead=WALL).accounts
     assert not (account.cooldowns or account.windows or pool.accounts.get(A).saved)

@@ -14,9 +14,10 @@ body may stream for minutes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import compress
 from math import inf
-from operator import attrgetter
-from typing import Self, TypeVar
+from operator import attrgetter, is_not
+from typing import Generic, Self, TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -142,24 +143,36 @@ class Cooldowns(ByModel["Cooldown"]):
         return [cooldown for cooldown in found if now < cooldown.until]
 
 
-class Rows(dict[Name, tuple[Value, Row]]):
-    """Values with what was made of each: made anew only for one that is another object.
+def replaced(values: Mapping[Name, Value], before: Mapping[Name, Value]) -> list[Name]:
+    """Return the names whose value is another object than *before*, or was not there.
+
+    An account may have a hundred, of which one has changed: it takes no step of Python for each.
+    """
+    return list(compress(values, map(is_not, values.values(), map(before.get, values))))
+
+
+class Rows(Generic[Name, Value, Row]):
+    """What was made of values: made anew only of one that is another object.
 
     Whoever compares what was made finds the same object, and need not look into it.
     """
 
-    __slots__ = ()
+    __slots__ = ("_rows", "_values")
 
-    def of(self, values: Mapping[Name, Value], make: Callable[[Value], Row]) -> dict[Name, Row]:
+    def __init__(self) -> None:
+        self._values: dict[Name, Value] = {}
+        self._rows: dict[Name, Row] = {}
+
+    def of(self, values: Mapping[Name, Value], make: Callable[[Value], Row]) -> Mapping[Name, Row]:
         """Return what *make* makes of *values*; all others are forgotten."""
-        for name, value in values.items():
-            known = self.get(name)
-            if known is None or known[0] is not value:
-                self[name] = value, make(value)
-        if len(self) > len(values):
-            for name in self.keys() - values.keys():
-                del self[name]
-        return {name: self[name][1] for name in values}
+        new = replaced(values, self._values)
+        if new or len(self._values) != len(values):
+            rows = self._rows | {name: make(values[name]) for name in new}
+            if len(rows) > len(values):
+                for name in self._values.keys() - values.keys():
+                    del rows[name]
+            self._values, self._rows = dict(values), rows
+        return self._rows
 
 
 class Ramp(Struct, eq=False):

@@ -17,7 +17,7 @@ from account_pool.core.cooldown import NEVER, Cooldown, Endings
 from account_pool.core.headroom import Key, Window
 from account_pool.core.outcome import Cause, OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
-from account_pool.core.state import Rows
+from account_pool.core.state import Rows, replaced
 
 #: By account, the text of each of its windows.
 Texts = dict[AccountKey, Rows[Key, Window, str]]
@@ -133,23 +133,16 @@ def _write_cooldowns(
     before: Mapping[str | None, Cooldown],
 ) -> None:
     name, after = str(account.key), account.cooldowns
-    # An account may cool for a hundred models: what stays as it is, mostly the same object,
-    # costs nothing.
     if ended := [
-        _quoted(model)
-        for model, c in before.items()
-        if c is not (now := after.get(model)) and c != now
+        (name, _quoted(model))
+        for model in replaced(before, after)
+        if before[model] != after.get(model)
     ]:
-        # In one step, which looks at the account's others once.
-        connection.execute(
-            "DELETE FROM cooldowns WHERE account = ? "
-            "AND (model IN (SELECT value FROM json_each(?)) OR (model IS NULL AND ?))",
-            (name, json.dumps(ended), None in ended),
-        )
+        connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
     if new := [
         (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
-        for model, c in after.items()
-        if c is not (was := before.get(model)) and c != was
+        for model in replaced(after, before)
+        if (c := after[model]) != before.get(model)
     ]:
         connection.executemany("INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)", new)
 

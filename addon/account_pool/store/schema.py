@@ -16,6 +16,9 @@ BESIDE = (
         benches REAL,
         cooldowns REAL
     )""",
+    # An account may have a hundred cooldowns, of which one ends.
+    "DROP INDEX IF EXISTS cooldowns_by_account",
+    "CREATE INDEX IF NOT EXISTS cooldowns_by_model ON cooldowns (account, model)",
 )
 #: Statements by step, in order.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
