@@ -2,14 +2,16 @@
 
 Each request that fails over is for a model of its own: the first account has not refused
 that one yet, so it is asked again, and the models that cool there become more and more.
-What they cost is seen beside a proxy that was just started: both take turns, as the pace of
-a machine changes by more from one minute to the next.
+What they cost is seen beside a proxy that has only met a few: both take turns, as the pace of
+a machine changes by more from one minute to the next. Each is compared with plain requests of
+its own: some things a proxy does only once it has run for a while.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from dataclasses import dataclass, field
 
 from benchmarks import proxies
@@ -30,6 +32,8 @@ _GROWTH = 1.15
 _REFUSED_FIRST = 20
 #: Failovers per round, and rounds, while a proxy has few: up to 100 of the 128 that it remembers.
 _FEW, _FEW_ROUNDS = 5, 16
+#: After so long a proxy has done what its start leaves for later: prices of requests, seconds.
+_SETTLED_S = 4.0
 
 
 @dataclass(slots=True)
@@ -104,21 +108,22 @@ def measure(bench: Bench) -> list[Figure]:
 
 def _growth(bench: Bench, load: _Load, many: Line, kind: proxies.Kind) -> list[Figure]:
     """Compare *many*, on which many models are on cooldown, with proxies that have just begun."""
-    plain, failing = Cost(), {"many": Cost(), "few": Cost()}
+    plain, failing = ({"many": Cost(), "few": Cost()} for _ in range(2))
     for _ in range(bench.effort.fresh_pools):
         with bench.running(kind) as fresh, bench.lines(1, *fresh) as (few,):
             load.warm_up(few)
+            time.sleep(_SETTLED_S)
             for line in in_turn([few, many], _FEW_ROUNDS):
-                plain.add(load.plain(line, _FEW))
-                failing["many" if line is many else "few"].add(load.fail(line, _FEW))
+                name = "many" if line is many else "few"
+                plain[name].add(load.plain(line, _FEW))
+                failing[name].add(load.fail(line, _FEW))
     figures = []
     of = ("CPU", "cpu_ms", Target(_GROWTH)), ("instructions", "instructions_m", None)
     for what, unit, target in of:
-        usual = statistics.median([value or 0.0 for value in getattr(plain, unit)])
-        added = {
-            name: [value and value - usual for value in getattr(cost, unit)]
-            for name, cost in failing.items()
-        }
+        added = {}
+        for name, cost in failing.items():
+            usual = statistics.median([value or 0.0 for value in getattr(plain[name], unit)])
+            added[name] = [value and value - usual for value in getattr(cost, unit)]
         name = f"{what} added with many cooling models / with few"
         figures.append(ratio(name, NAME, added["many"], added["few"], target))
     return figures
