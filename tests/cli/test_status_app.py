@@ -13,20 +13,19 @@ import pytest
 from rich.text import Text
 
 from account_pool.cli import status_app
+from account_pool.cli.api import NoAnswer
 from account_pool.cli.status_app import StatusApp
 from account_pool.cli.status_screen import Change, PageKind, StatusScreen, Verb
 from tests.cli.pools import DECISIONS, NOW, POOL, account, status
 from tests.patience import PATIENCE_S
 
 
-class Gone(Exception):
+class Gone(NoAnswer):
     """The proxy does not answer."""
 
 
 class FakeProxy:
     """What the screen asks, and what it has asked for."""
-
-    failure = Gone
 
     def __init__(self) -> None:
         self.pool, self.changes, self.is_closed = POOL, [], False

@@ -290,13 +290,17 @@ def import_accounts(
     0 something comes over, 1 nothing does, 2 wrong usage, 130 interrupted.
     """
     from account_pool.cli.accounts import to_write
-    from account_pool.cli.import_accounts import ImportOptions
     from account_pool.cli.import_accounts import import_accounts as bring_over
 
-    options = ImportOptions(
-        source=source, take_over=take_over, dry_run=dry_run, yes=yes, as_json=as_json
+    return bring_over(
+        source,
+        to_write(accounts_file, os.environ),
+        os.environ,
+        take_over=take_over,
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
     )
-    return bring_over(options, to_write(accounts_file, os.environ), os.environ)
 
 
 @accounts.command()

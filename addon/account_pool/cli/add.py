@@ -24,12 +24,11 @@ from typing import Any
 from account_pool.cli.output import Failed, fail, note, show_json, warn
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import Entry, add_account, require_editable
-from account_pool.config.loader import load
+from account_pool.config.loader import load, source_of
 from account_pool.config.problems import CannotEdit, ConfigError
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
-from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http, check_token_url
 from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.new_logins import (
@@ -42,7 +41,6 @@ from account_pool.credentials.new_logins import (
 )
 from account_pool.credentials.sources import (
     CredentialError,
-    EnvSource,
     literal,
     usable,
     written_instant,
@@ -93,16 +91,6 @@ class AddOptions:
             return None
         return source | {"pointer": self.pointer} if self.pointer else source
 
-    def read(self, environ: Mapping[str, str]) -> Secret:
-        """Return the key from where it stays. Raises CredentialError."""
-        if self.env is not None:
-            return EnvSource(self.env, environ).read_now().secret
-        if self.keychain is not None:
-            return asyncio.run(KeychainSource(self.keychain, self.pointer).read()).secret
-        assert self.file is not None
-        path = named_path(self.file).absolute()
-        return asyncio.run(FileSource(path, self.pointer, str(self.file)).read()).secret
-
 
 def add_key(
     options: AddOptions, path: Path, environ: Mapping[str, str], *, as_json: bool = False
@@ -112,7 +100,7 @@ def add_key(
         provider, label = named(options.words, _providers(path, environ))
         source, secret = options.source(), None
         if provider is None:
-            secret = _ask("the key") if source is None else options.read(environ)
+            secret = _ask("the key") if source is None else _read(source, environ)
             provider = provider_of(secret)
         label = "default" if label is None else label
         key = AccountKey(provider, normalise_label(label))
@@ -136,6 +124,12 @@ def add_key(
     _mind_directory(path, private=source is None)
     _review(path, key, environ)
     return 0
+
+
+def _read(source: Mapping[str, str], environ: Mapping[str, str]) -> Secret:
+    """Return the key from where it stays. Raises CredentialError, Wrong."""
+    read = source_of(source, environ, Path.cwd(), ("", "")).read()
+    return asyncio.run(read).secret
 
 
 def named(words: Sequence[str], known: Collection[str]) -> tuple[str | None, str | None]:

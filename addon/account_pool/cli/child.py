@@ -102,9 +102,20 @@ class Signals:
 
         Raises CannotRun.
         """
+        # Windows finds scripts (.cmd) by their whole name only.
+        words = [program, *command[1:]] if os.name == "nt" else command
         self._starting = True
         try:
-            self._tool = tool = _start(command, program, environ, tee, cwd=cwd, stdout=stdout)
+            self._tool = tool = subprocess.Popen(  # noqa: S603 - what the user wrote, no shell
+                words,
+                executable=program,
+                env=environ,
+                cwd=cwd,
+                stdout=stdout,
+                stderr=tee.end if tee else None,
+            )
+        except OSError as error:
+            raise CannotRun(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE) from None
         finally:
             self._starting = False
         try:
@@ -134,30 +145,6 @@ class Signals:
             return  # the terminal has sent it to the tool as well
         with contextlib.suppress(ProcessLookupError, ValueError):
             tool.send_signal(number)
-
-
-def _start(
-    command: Sequence[str],
-    program: str,
-    environ: Mapping[str, str],
-    tee: Tee | None,
-    *,
-    cwd: Path | None,
-    stdout: int | None,
-) -> subprocess.Popen[bytes]:
-    # Windows finds scripts (.cmd) by their whole name only.
-    words = [program, *command[1:]] if os.name == "nt" else command
-    try:
-        return subprocess.Popen(  # noqa: S603 - what the user wrote, no shell
-            words,
-            executable=program,
-            env=environ,
-            cwd=cwd,
-            stdout=stdout,
-            stderr=tee.end if tee else None,
-        )
-    except OSError as error:
-        raise CannotRun(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE) from None
 
 
 def _in_front(tool: int) -> bool:

@@ -43,25 +43,6 @@ class CannotImport(Failed):
     """Nothing can be read there; the text says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions:
-    """What the user asked for.
-
-    Attributes:
-        source: a file or a folder of another program.
-        take_over: copy logins too: the other program is stopped for good.
-        dry_run: only show what would be written.
-        yes: write without a question.
-        as_json: print JSON.
-    """
-
-    source: Path
-    take_over: bool = False
-    dry_run: bool = False
-    yes: bool = False
-    as_json: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What becomes of the contents.
@@ -81,15 +62,27 @@ class _Plan:
         return [AccountKey(entry["provider"], entry["label"]) for entry, _ in self.taken]
 
 
-def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, str]) -> int:
-    """Show the accounts in `options.source`, and write them to *path*. Returns the exit code."""
+def import_accounts(
+    source: Path,
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    take_over: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Show the accounts in *source*, and write them to *path*. Returns the exit code.
+
+    With *take_over* logins too: the other program is stopped for good.
+    """
     try:
-        contents = _contents(named_path(options.source))
-        plan = _plan(contents, options, path, environ)
+        contents = _contents(named_path(source))
+        plan = _plan(contents, path, environ, take_over=take_over)
         written = False
-        if not options.as_json:
+        if not as_json:
             _show(contents, plan, path)
-        if plan.taken and not options.dry_run and _agrees(contents, plan, options):
+        if plan.taken and not dry_run and _agrees(contents, plan, yes=yes, can_ask=not as_json):
             backup = add_accounts(path, plan.taken, environ)
             written = True
             if backup is not None:
@@ -99,8 +92,8 @@ def import_accounts(options: ImportOptions, path: Path, environ: Mapping[str, st
     except ValueError as error:
         return fail(error)
     except OSError as error:
-        return fail(f"{error.filename or options.source}: {error.strerror or error}")
-    if options.as_json:
+        return fail(f"{error.filename or source}: {error.strerror or error}")
+    if as_json:
         show_json(_as_json(contents, plan, path, written=written))
     elif written:
         print(f"written to {shown(path)}; a proxy that runs reads it again by itself")
@@ -189,9 +182,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 # -- what becomes of it
 
 
-def _plan(
-    contents: Contents, options: ImportOptions, path: Path, environ: Mapping[str, str]
-) -> _Plan:
+def _plan(contents: Contents, path: Path, environ: Mapping[str, str], *, take_over: bool) -> _Plan:
     plan = _Plan([], [], [])
     known: list[AccountEntry] = list(accounts_of(path, environ))
     for item in contents.items:
@@ -199,7 +190,7 @@ def _plan(
             plan.left.append(item)
             continue
         name = hidden(f"{item.provider}/{item.label}")
-        if item.is_login and not options.take_over:
+        if item.is_login and not take_over:
             why = f"a login works for one program: --take-over, once {contents.program} is stopped"
             plan.left.append(Left(name, f"{why} for good"))
             continue
@@ -265,16 +256,16 @@ def _how(entry: Entry, provider: tuple[str, Entry] | None, *, is_login: bool) ->
     return words + ("; disabled, as there" if entry.get("enabled") is False else "")
 
 
-def _agrees(contents: Contents, plan: _Plan, options: ImportOptions) -> bool:
+def _agrees(contents: Contents, plan: _Plan, *, yes: bool, can_ask: bool) -> bool:
     """Return whether the user wants it written."""
     if plan.logins:
         note(
             f"{contents.program} must be stopped for good first: a refresh token works only once, "
             "so whichever of two programs uses one second is logged out"
         )
-    if options.yes:
+    if yes:
         return True
-    if options.as_json or not sys.stdin.isatty():
+    if not (can_ask and sys.stdin.isatty()):
         note("--yes writes them")
         return False
     try:

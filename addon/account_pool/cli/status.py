@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from io import StringIO
 from typing import Any
 from urllib.parse import urlencode
 
@@ -57,6 +56,7 @@ from account_pool.cli.status_view import (
     style_of,
     summary_of,
     whole_cooldown,
+    wrapped,
 )
 from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration
@@ -157,8 +157,6 @@ def _show_screen(status: Mapping[str, Any], port: int) -> None:
 
 class _Proxy:
     """What the screen asks the proxy for."""
-
-    failure = api.NoAnswer
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -390,8 +388,6 @@ THIS = "this one"
 #: Every other state is red.
 _PROXY_STYLES = {"running": "green", "stopping": "yellow", "unknown": "yellow"}
 _INDENT = 2
-#: Text is wrapped by it; nothing is printed on it.
-_CONSOLE = Console(file=StringIO())
 
 
 def ask_fleet(connection: api.PoolConnection) -> Mapping[str, Any]:
@@ -419,7 +415,7 @@ def fleet_lines(answer: Json, width: int) -> list[Text]:
     else:
         lines = _fleet_sentences(proxies, width)
     said = [Text(_fleet_summary(answer)), *_remarks(answer)]
-    return [*lines, Text(), *(part for text in said for part in _wrapped(text, width))]
+    return [*lines, Text(), *(part for text in said for part in wrapped(text, width))]
 
 
 def _fleet_columns(proxies: Sequence[Json]) -> list[list[Text]]:
@@ -499,14 +495,7 @@ def _packed(parts: Iterable[Text | str], width: int) -> list[Text]:
 
 def _indented(text: Text, width: int) -> list[Text]:
     indent = " " * _INDENT
-    return [Text(indent).append_text(part) for part in _wrapped(text, width - _INDENT)]
-
-
-def _wrapped(text: Text, width: int) -> list[Text]:
-    lines = [*text.wrap(_CONSOLE, max(width, 8))]
-    for line in lines:
-        line.rstrip()
-    return lines
+    return [Text(indent).append_text(part) for part in wrapped(text, width - _INDENT)]
 
 
 def _proxy_name(one: Json) -> Text:

@@ -21,6 +21,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from account_pool.cli.api import NoAnswer
 from account_pool.cli.status_screen import Asked, Change, Page, StatusScreen
 from account_pool.cli.status_view import Json
 
@@ -39,10 +40,7 @@ def pause_s(took_s: float | None, least_s: float) -> float:
 
 
 class Source(Protocol):
-    """Whom the screen asks, in threads. Each raises *failure* if it gets no answer."""
-
-    @property
-    def failure(self) -> type[Exception]: ...
+    """Whom the screen asks, in threads. Each raises NoAnswer if it gets none."""
 
     def accounts(self) -> Json:
         """Return the answer of GET /account-pool."""
@@ -155,13 +153,13 @@ class StatusApp(App[None]):
             status = await asyncio.to_thread(self._source.accounts)
             decisions = await asyncio.to_thread(self._source.decisions)
             self.status.seen(status, decisions, time.time())
-        except self._source.failure as error:
+        except NoAnswer as error:
             self.status.lost = str(error)
         self._asked_at = None
         if (page := self.status.page) is not None and not self.status.lost:
             try:
                 lines = await asyncio.to_thread(self._source.page, page, self.size.width)
-            except self._source.failure as error:
+            except NoAnswer as error:
                 # An older proxy does not know all of it.
                 lines = [Text(str(error))]
             page.lines = lines or page.lines
@@ -192,7 +190,7 @@ class StatusApp(App[None]):
     async def _change(self, change: Change) -> None:
         try:
             said = await asyncio.to_thread(self._source.change, change)
-        except self._source.failure as error:
+        except NoAnswer as error:
             said = str(error)
         self.status.say(said, time.time())
         self._look_now.set()

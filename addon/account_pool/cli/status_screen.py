@@ -10,10 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from io import StringIO
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from account_pool.cli.status_view import (
@@ -30,11 +28,10 @@ from account_pool.cli.status_view import (
     matches,
     span,
     summary_of,
+    wrapped,
 )
 from account_pool.core.decisions import By, Kind
 
-#: Text is wrapped by it; nothing is printed on it.
-_CONSOLE = Console(file=StringIO())
 #: Below it there is no room for the details of an account, in lines.
 _LEAST_FOR_DETAILS = 7
 _LEAST_FOR_DECISIONS = 3
@@ -316,7 +313,7 @@ class StatusScreen:
     def _said(self, width: int, now: float) -> list[Text]:
         if not self.message or now - self.message_at >= MESSAGE_S:
             return []
-        return [*Text(self.message, "bold").wrap(_CONSOLE, max(width, 8))[:3]]
+        return wrapped(Text(self.message, "bold"), width)[:3]
 
     def _list(self, width: int, room: int, now: float) -> list[Text]:
         # Their order does not change while time passes, so of ten thousand it is kept.
@@ -325,7 +322,7 @@ class StatusScreen:
         if not (accounts := self._accounts):
             self._keys = []
             text = Text("the pool has no account: traffic passes through untouched")
-            return [*text.wrap(_CONSOLE, width)]
+            return wrapped(text, width)
         found = [one for one in accounts if not self.words or matches(one, self.words)]
         self._keys = [one["key"] for one in found]
         with_details = room >= _LEAST_FOR_DETAILS
@@ -358,7 +355,7 @@ class StatusScreen:
     def _rows(self, found: Sequence[Json], columns: Columns, width: int, now: float) -> list[Text]:
         if not found:
             text = Text(f"no account matches {self.words!r}; Esc shows all")
-            return [*text.wrap(_CONSOLE, width)]
+            return wrapped(text, width)
         index = self._keys.index(self.selected) if self.selected else 0
         # It moves no more than is needed to show the selected one.
         least, most = index - self._visible + 1, len(found) - self._visible
@@ -415,17 +412,17 @@ def _moved(index: int, move: str, page: int, number: int) -> int:
 
 def _wrapped(lines: Iterable[Text], width: int) -> list[Text]:
     """Return *lines* in as many of *width* as they need, the later ones indented."""
-    wrapped: list[Text] = []
+    found: list[Text] = []
     width = max(width, 8)  # nobody reads it below, and a character may take two
     for line in lines:
-        first, *rest = line.wrap(_CONSOLE, width) or [Text()]
+        first, *rest = wrapped(line, width) or [Text()]
         if rest:
             # Wrapped anew: what follows has less room.
             said = line[len(first) :]
             said = said[len(said) - len(said.plain.lstrip()) :]
-            rest = [Text("  ").append_text(part) for part in said.wrap(_CONSOLE, width - 2)]
-        wrapped += [first, *rest]
-    return wrapped
+            rest = [Text("  ").append_text(part) for part in wrapped(said, width - 2)]
+        found += [first, *rest]
+    return found
 
 
 def _hints(hints: Sequence[tuple[str, str, int]], width: int) -> Text:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from io import StringIO
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from account_pool.config.accounts_file import shown
@@ -21,6 +23,8 @@ from account_pool.core.decision_text import MAX_VALUES, duration
 
 Json = Mapping[str, Any]
 
+#: Text is wrapped by it; nothing is printed on it.
+_CONSOLE = Console(file=StringIO())
 #: How states are shown, where not as the JSON spells them.
 STATES = {"cooling": "on cooldown", "no_credential": "no credential"}
 #: Available, but for some models.
@@ -186,6 +190,14 @@ def fit_middle(text: str, width: int) -> str:
     end = max((width - 1) * 2 // 3, 0)
     tail = _upto(text[::-1], end)[::-1]
     return _upto(text, width - 1 - cell_len(tail)) + "…" + tail if width > 0 else ""
+
+
+def wrapped(text: Text, width: int) -> list[Text]:
+    """Return *text* in lines of *width*, at least 6: nobody reads it below."""
+    lines = [*text.wrap(_CONSOLE, max(width, 6))]
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def _upto(text: str, width: int) -> str:
