@@ -104,9 +104,7 @@ class Actions:
     """Changes the pool of *service*, by hand or, where it follows another worker, by that.
 
     Attributes:
-        service: what the pool belongs to.
-        files: returns the files that accounts are written to.
-        known: returns the providers an account may have.
+        files, known: return where accounts are written, and the providers that one may have.
         read_again: reads the accounts again and applies them. Raises ValueError, or what
             reading them raises, with a text for people.
         forget: removes an account from the running pool.

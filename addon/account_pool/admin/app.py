@@ -36,11 +36,7 @@ COSTS_S = 3.0
 
 
 def make_app(context: AdminContext, admit: Admit) -> Starlette:
-    """Return the application.
-
-    Args:
-        admit: called before a request is handled; raises ApiError.
-    """
+    """Return the application; *admit*, called before a request is handled, raises ApiError."""
     handlers: tuple[tuple[str, str, Handler], ...] = (
         ("GET", "/", _dashboard),
         ("GET", "/openapi.json", _openapi),

@@ -131,9 +131,7 @@ def check_body(request: AdminRequest) -> None:
 class TokenGuard(Struct, eq=False):
     """Checks the admin token, and limits guesses at it.
 
-    Attributes:
-        token: the admin token.
-        failures: times of wrong tokens by address, monotonic seconds.
+    *failures* are times of wrong tokens by address, monotonic seconds.
     """
 
     token: Secret

@@ -58,9 +58,6 @@ class AdminContext:
     """The pool, and what the proxy knows besides.
 
     Attributes:
-        service: the pool and its sessions.
-        actions: what changes them.
-        decision_counter: the number of decisions by kind.
         counted: returns the sums of a counter: "usage" by (day, account, model), "resets" by
             (day, account, window).
         ask_store: returns what the state database answers.
@@ -68,8 +65,6 @@ class AdminContext:
         started_at: when this process was started, monotonic seconds.
         ready: returns whether the proxy serves requests.
         accounts_file: returns the accounts file in use; None if there is none.
-        guard: knows the admin token.
-        codes: those of links to the dashboard.
         link: the launcher, where this is one of several workers.
     """
 

@@ -52,9 +52,7 @@ class AdminServer(Struct, eq=False):
     """Answers requests to the proxy itself.
 
     Attributes:
-        guard: checks the admin token.
         rules: returns what is allowed now.
-        now: the monotonic clock, seconds.
         make_app: imports and makes the application, with `admit`; called in a thread, once
             unless it fails.
     """

@@ -28,8 +28,7 @@ CONFIG_NAMES = ("config.yaml", "config.yml")
 def find(named: Path | None, environ: Mapping[str, str]) -> Found:
     """Return the file, and name on stderr one that was skipped. Raises ConfigError.
 
-    Args:
-        named: by --accounts-file; None: mitmproxy's config.yaml may name one.
+    *named* is by --accounts-file; without it mitmproxy's config.yaml may name one.
     """
     if named is not None:
         found = accounts_file.find(str(named), "--accounts-file", environ)

@@ -76,9 +76,8 @@ _STORES = (
 class Trust:
     """The files of certificates a tool is given.
 
-    Attributes:
-        bundle: the system's authorities and mitmproxy's.
-        extra: mitmproxy's, and what the user's own NODE_EXTRA_CA_CERTS named.
+    *bundle* has the system's authorities and mitmproxy's; *extra* mitmproxy's, and what the
+    user's own NODE_EXTRA_CA_CERTS named.
     """
 
     bundle: Path

@@ -176,11 +176,7 @@ _STDERR = 2
 
 
 class Tee:
-    """The stderr of one tool.
-
-    Attributes:
-        end: the descriptor to give to the tool.
-    """
+    """The stderr of one tool, to which *end* is given."""
 
     def __init__(self) -> None:
         self._kept = bytearray()

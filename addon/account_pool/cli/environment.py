@@ -49,10 +49,7 @@ def variables(
 ) -> dict[str, str]:
     """Return what to set so that a tool goes through the proxy and trusts it.
 
-    Args:
-        proxy_url: of the proxy, such as http://127.0.0.1:8080.
-        hosts: of the pool; no NO_PROXY may lead round the proxy to them.
-        present: the environment as it is.
+    No NO_PROXY of *present*, the environment as it is, may lead round the proxy to *hosts*.
     """
     chosen = dict.fromkeys(PROXY_VARIABLES, proxy_url)
     hosts = tuple(hosts)
@@ -221,13 +218,9 @@ def tool_of(command: str) -> str | None:
 def placeholders(
     tool: str, providers: Collection[str], present: Mapping[str, str], *, logged_in: bool
 ) -> dict[str, str]:
-    """Return the keys *tool* gets, none if it has one or the pool cannot serve it.
+    """Return the keys *tool* of TOOLS gets, none if it has one or the pool cannot serve it.
 
-    Args:
-        tool: a key of TOOLS.
-        providers: names of those the pool has accounts of.
-        present: the environment as it is.
-        logged_in: the tool keeps a login of its own on this machine.
+    *providers* and *present* are as above; *logged_in*: it has a login of its own on this machine.
     """
     rules = TOOLS[tool]
     if has_key(tool, present) or logged_in:

@@ -39,12 +39,7 @@ from account_pool.providers.token_forms import form_of, hidden, jwt_claims
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a program keeps.
-
-    Attributes:
-        program: its name, for people.
-        items: in the order of the file.
-    """
+    """What a program keeps, in the order of its file."""
 
     program: str
     items: tuple[Found | Left, ...]

@@ -194,14 +194,7 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to run.
-
-    Attributes:
-        port: of the proxy.
-        command: program and arguments.
-        path: PATH of the shell: accounts.yaml may name programs.
-        home: of the user.
-    """
+    """What is to run, and the PATH of the shell: accounts.yaml may name programs."""
 
     port: int
     command: Command

@@ -66,12 +66,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look shows.
-
-    Attributes:
-        alive: the process is there.
-        busy: requests in flight, None when it did not answer.
-    """
+    """What one look shows; *busy*: requests in flight, None when it did not answer."""
 
     alive: bool
     busy: int | None = None
@@ -242,7 +237,6 @@ class SharedProxy:
     """One use of the proxy of a port.
 
     Attributes:
-        places: its files.
         environ: the environment a proxy is started with.
         started: the processes started here, to be collected when they end.
         over: set when the tool has ended, and no proxy is waited for any more.

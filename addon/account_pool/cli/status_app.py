@@ -98,13 +98,7 @@ class _Lines(Widget, can_focus=True):
 
 
 class StatusApp(App[None]):
-    """The screen, on a terminal.
-
-    Args:
-        source: what the proxy is asked through.
-        screen: what to show, with the first answer in it.
-        every_s: seconds between two looks, at least.
-    """
+    """The screen, on a terminal: the proxy is asked every *every_s* seconds at most."""
 
     ENABLE_COMMAND_PALETTE = False
     CSS = "Screen { background: ansi_default; }"

@@ -234,11 +234,9 @@ def coarse(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Widths of the columns of a list, in cells; 0: there is no room for it.
+    """Widths of the columns of a list, and of all, in cells; 0: there is no room for it.
 
-    Attributes:
-        width: of all.
-        back: 0 where a list is too narrow: the state says it then.
+    *back* is 0 where a list is too narrow: the state says it then.
     """
 
     width: int

@@ -131,11 +131,9 @@ class LogIn:
     """What the user asked for.
 
     Attributes:
-        tool: of TOOLS_THAT_LOG_IN.
-        label: of the account.
-        program: where the tool is; None: on PATH.
+        tool: of TOOLS_THAT_LOG_IN; with further arguments (*more*) for it.
+        program: where it is; None: on PATH.
         renew: the account is in the pool, and gets this login in place of its own.
-        more: further arguments for the tool.
     """
 
     tool: str
@@ -223,12 +221,7 @@ def _require_place(asked: LogIn, path: Path, environ: Mapping[str, str]) -> None
 
 @dataclass(slots=True)
 class _Home:
-    """The folder of one login.
-
-    Attributes:
-        path: of it.
-        is_done: the pool has what is in it, or nobody needs that.
-    """
+    """The folder of one login; *is_done*: the pool has what is in it, or nobody needs that."""
 
     path: Path
     tool: str

@@ -37,13 +37,9 @@ _ONE_LIMIT = "a limit of one is a limit of both: remove one of them"
 
 
 class Notice(Struct, frozen=True):
-    """Something that looks wrong.
+    """Something that looks wrong with the account *key*.
 
-    Attributes:
-        key: the account.
-        wrong: what looks wrong.
-        remedy: what to do about it.
-        about: equal for the same notice found again, also with the two accounts exchanged.
+    *about* is equal for the same notice found again, also with the two accounts exchanged.
     """
 
     key: AccountKey
@@ -172,12 +168,7 @@ def _foreign(entry: AccountEntry, credentials: Mapping[str, Credential]) -> Noti
 
 
 class Review(Struct, frozen=True):
-    """What was found.
-
-    Attributes:
-        unreadable: accounts that have no credential now, and why.
-        notices: what looks wrong with those that have one.
-    """
+    """What was found: accounts that have no credential now, and notices of those that have one."""
 
     unreadable: tuple[Problem, ...] = ()
     notices: tuple[Problem, ...] = ()

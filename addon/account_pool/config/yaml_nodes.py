@@ -277,11 +277,9 @@ def _end_of(event: Any) -> int:
 
 
 class Ambiguous(Struct, frozen=True):
-    """The versions of YAML differ on it.
+    """The versions of YAML differ on it; *remedy* is what to write instead.
 
-    Attributes:
-        remedy: what to write instead.
-        is_timestamp: it is an instant in one, the same text in the other.
+    *is_timestamp*: it is an instant in one, the same text in the other.
     """
 
     remedy: str = QUOTE

@@ -187,12 +187,7 @@ def _probed_at(text: str) -> float:
 
 
 class ReadAccount(NamedTuple):
-    """A row as it was read.
-
-    Attributes:
-        account: what it says.
-        wrong: something in it makes no sense.
-    """
+    """An account as its row says it; *wrong*: something in that makes no sense."""
 
     account: AccountSnapshot
     wrong: bool

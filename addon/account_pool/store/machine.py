@@ -64,10 +64,8 @@ class Process(Struct, frozen=True, kw_only=True):
     """A process.
 
     Attributes:
-        host: name of the machine.
-        run: which run of it, "" where that is not known.
-        space: among which processes the number counts.
-        pid: its number.
+        run: which run of the machine, "" where that is not known.
+        space: among which processes *pid* counts.
         started: when it began, as the system counts; "" where that is not known. A number
             is used again.
     """

@@ -75,12 +75,7 @@ class Host(NamedTuple):
 
 
 class Reference(Struct, frozen=True):
-    """Where a secret is written down.
-
-    Attributes:
-        kind: "env", "file" or "command".
-        value: the variable, the path or the command line.
-    """
+    """Where a secret is written down: in a variable, a file, or what a command prints."""
 
     kind: str
     value: str

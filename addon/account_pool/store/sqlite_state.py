@@ -62,11 +62,6 @@ class SqliteState:
 
     What was written is not lost with the process, but may be with the machine's power
     (`synchronous=NORMAL`): it is written several times a second, and can be learnt anew.
-
-    Attributes:
-        requests: rows about requests that have ended.
-        notices: what the proxies have told the owner of.
-        decisions: what the proxies have decided.
     """
 
     def __init__(

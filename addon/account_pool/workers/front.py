@@ -30,14 +30,9 @@ SAY_S = 60.0
 
 
 class Seat(Struct, kw_only=True, eq=False):
-    """What the front knows of a worker.
+    """What the front knows of a worker: where it listens, how many connections it has and can have.
 
-    Attributes:
-        channel: where its connections go.
-        listens: where it listens.
-        connections: how many it has.
-        room: how many it can have.
-        given: when it was given one last, as a number that grows.
+    *given* is when it was given one last, as a number that grows.
     """
 
     channel: Channel
@@ -54,12 +49,7 @@ class Seat(Struct, kw_only=True, eq=False):
 
 
 class Front:
-    """Listens for all workers.
-
-    Args:
-        seats: returns the workers that serve.
-        say: writes a line to the log.
-    """
+    """Listens for all workers: *seats* returns those that serve, *say* writes a line to the log."""
 
     def __init__(self, seats: Callable[[], Iterable[Seat]], say: Callable[[str], object]) -> None:
         self._seats, self._say = seats, say

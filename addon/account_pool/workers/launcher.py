@@ -54,7 +54,6 @@ class Worker:
         number: from 1; whoever is started in its place has the same.
         theirs: its end of the channel: what it has not read when it dies is read there.
         log: reads what it prints, and what others print there.
-        ready: it serves.
         stopping: it takes no connections any more.
         drain_s: how long it lets requests finish when it ends.
         ready_at: since when it serves, monotonic seconds.
@@ -85,11 +84,7 @@ class Worker:
 class Launcher:
     """Runs some workers until it is asked to end.
 
-    Args:
-        command: what a worker is, without what it is told of itself.
-        workers: how many.
-        environ: of the workers.
-        write: writes bytes to the log.
+    *command* is what a worker is, without what it is told of itself.
     """
 
     def __init__(

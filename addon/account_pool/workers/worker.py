@@ -43,11 +43,7 @@ class _Name:
 
 
 class Listening:
-    """What `create_server` returns: the launcher listens for it.
-
-    Attributes:
-        sockets: of those its names can be asked.
-    """
+    """What `create_server` returns: the launcher listens for it. Its sockets have names only."""
 
     def __init__(self, names: list[list[object]], close: Callable[[], object]) -> None:
         self.sockets = tuple(_Name(name) for name in names)
@@ -144,9 +140,7 @@ class Link:
     def ready(self, drain_s: float, descriptors: float) -> None:
         """Say that this worker serves.
 
-        Args:
-            drain_s: how long requests may go on when it ends.
-            descriptors: how many files it may have open.
+        *drain_s*: as above; *descriptors*: how many files it may have open.
         """
         self.drain_s = drain_s
         room = max((descriptors - OTHER_DESCRIPTORS) / PER_CONNECTION, 1)

@@ -175,8 +175,7 @@ class _NotInUrl(StoreError):
 class Servers:
     """The servers of an address. Its caller has one thread at a time connect.
 
-    Attributes:
-        primary: the one that was connected to last; None before.
+    *primary* is the one that was connected to last; None before.
     """
 
     def __init__(self, address: Address) -> None:

@@ -64,9 +64,6 @@ class Engine:
     """Redis or Valkey, as one pool of proxies uses it. May be used from any thread.
 
     While it cannot be reached each call ends at once in a StoreError, but for one that tries.
-
-    Attributes:
-        address: what its URL says.
     """
 
     def __init__(

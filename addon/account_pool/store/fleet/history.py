@@ -193,11 +193,7 @@ def _may_be_priced(row: RequestRow, cost: Cost) -> bool:
 
 
 class Entry(NamedTuple):
-    """An entry of the log.
-
-    Attributes:
-        at: when it was added, seconds, as it is written.
-    """
+    """An entry of the log; *at* is when it was added, seconds, as it is written."""
 
     number: int
     kind: str
@@ -206,11 +202,9 @@ class Entry(NamedTuple):
 
 
 class Mirror:
-    """The log as far as it was read. For any thread, one at a time.
+    """The log as far as it was read, *max_rows* of it. For any thread, one at a time.
 
-    Args:
-        read: asks the engine for entries.
-        max_rows: how many are kept at most.
+    *read* asks the engine for entries.
     """
 
     def __init__(self, read: Read, max_rows: int) -> None:

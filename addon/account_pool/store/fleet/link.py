@@ -45,12 +45,9 @@ Value = TypeVar("Value")
 
 
 class StoredRow(NamedTuple):
-    """A row of the engine.
+    """A row of the engine: its time, and whatever it says.
 
-    Attributes:
-        version: the number of the write that changed it last; 0: it is not there, or is none.
-        at: its time.
-        data: whatever it says.
+    *version* is the number of the write that changed it last; 0: it is not there, or is none.
     """
 
     version: int = 0
@@ -136,7 +133,6 @@ class Link:
     """Asks the engine, for one thread; what does not write may be asked by any.
 
     Attributes:
-        engine: what is asked.
         history: names what the engine holds since it was empty, and the server; b"": unknown.
         seen: number of the last write up to which all is known; None: nothing is.
     """

@@ -34,12 +34,9 @@ if TYPE_CHECKING:
 
 
 class StoredShares(NamedTuple):
-    """How an account is divided.
+    """How an account is divided, by proxy.
 
-    Attributes:
-        version: of the row.
-        shares: by proxy.
-        said: the same as it is written, where another version may say more.
+    *said* is the same as it is written, where another version may say more.
     """
 
     version: int = 0
@@ -48,11 +45,7 @@ class StoredShares(NamedTuple):
 
 
 class FleetProxies:
-    """This proxy among the others.
-
-    Attributes:
-        me: its id there.
-    """
+    """This proxy, by its id *me*, among the others."""
 
     def __init__(self, link: Link) -> None:
         self.me = uuid4().hex

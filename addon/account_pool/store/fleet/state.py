@@ -69,13 +69,7 @@ class KnownAccount(NamedTuple):
 
 
 class FleetState:
-    """A `StateStore` in an engine.
-
-    Attributes:
-        requests: rows about requests that have ended.
-        notices: what the proxies have told the owner of.
-        decisions: what the proxies have decided.
-    """
+    """A `StateStore` in an engine."""
 
     def __init__(
         self,

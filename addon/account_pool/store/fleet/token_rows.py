@@ -59,8 +59,7 @@ class Reply(NamedTuple):
     """What the engine answered.
 
     Attributes:
-        now: the time of its clock.
-        run: which run of it; "" where that is not told.
+        now, run: the time of its clock, and which run of it; "" where that is not told.
         done: what was to be written was written.
         values: of the rows; b"" for one that is not there.
     """

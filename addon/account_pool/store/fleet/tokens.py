@@ -419,14 +419,7 @@ PARTIAL_S = 60.0
 
 
 class Entry(NamedTuple):
-    """An answer that was kept.
-
-    Attributes:
-        path: its file.
-        family: the login.
-        fence: the number of the claim it was got under.
-        sealed: the tokens.
-    """
+    """An answer that was kept: the sealed tokens of a login, got under the claim *fence*."""
 
     path: Path
     family: str
@@ -435,16 +428,12 @@ class Entry(NamedTuple):
 
 
 class Unsaved(Struct, frozen=True):
-    """The answers of token servers that the engine does not have yet, of one pool, sealed.
+    """The answers of token servers that the engine does not have yet, of one *pool*, sealed.
 
     The refresh token of an answer is the login, and the one before it is spent. So it is here
     before anything else is done with it, and until it is in the engine: it survives an engine
     that is away, and a proxy that is killed or restarted meanwhile. Any process of this machine
-    may bring it there.
-
-    Attributes:
-        directory: of all pools, private to its owner.
-        pool: tells the pool from others.
+    may bring it there. The *directory* is of all pools, private to its owner.
     """
 
     directory: Path
