@@ -241,13 +241,13 @@ def told(monkeypatch, *answers):
     """Have a proxy say these; then the user leaves."""
     said = iter(answers)
 
-    def ask(_port, _target):
+    def ask(_connection, _target):
         if (answer := next(said, None)) is None:
             raise KeyboardInterrupt
         return {"decisions": answer, "next": 1, "alone": False}
 
-    monkeypatch.setattr(history.api, "ask", ask)
-    monkeypatch.setattr(history.api, "name", lambda _port: "here")
+    monkeypatch.setattr(history.api.PoolConnection, "ask", ask)
+    monkeypatch.setattr(history.api.PoolConnection, "name", lambda _connection: "here")
     monkeypatch.setattr(history.time, "sleep", lambda _s: None)
 
 
@@ -264,8 +264,10 @@ def test_decisions_that_come_again_are_shown_once(monkeypatch, capsys):
 def test_that_decisions_of_other_proxies_are_missing_is_said_once(monkeypatch, capsys):
     said = iter([True, True, False, True])
     told(monkeypatch, *[[]] * 4)
-    ask = history.api.ask
-    monkeypatch.setattr(history.api, "ask", lambda *to: {**ask(*to), "alone": next(said)})
+    ask = history.api.PoolConnection.ask
+    monkeypatch.setattr(
+        history.api.PoolConnection, "ask", lambda *to: {**ask(*to), "alone": next(said)}
+    )
     assert run(["decisions", "-f"]) == 0
     assert capsys.readouterr().err.count("what other proxies decide is missing") == 2
 

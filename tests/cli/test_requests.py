@@ -69,13 +69,13 @@ def test_whoever_follows_sees_each_once(monkeypatch, capsys):
     ]
     asked: list[str] = []
 
-    def ask(_port: int, path: str) -> dict[str, object]:
+    def ask(_connection: object, path: str) -> dict[str, object]:
         asked.append(path)
         if not answers:
             raise KeyboardInterrupt
         return answers.pop(0)
 
-    monkeypatch.setattr(history.api, "ask", ask)
+    monkeypatch.setattr(api.PoolConnection, "ask", ask)
     monkeypatch.setattr(history, "_EVERY_S", 0)
     assert history.show_requests(1, {"tool": "x"}, lines=5, follow=True, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -102,7 +102,7 @@ def test_whoever_follows_waits_for_a_proxy_that_is_started_again(monkeypatch, ca
     ]
     asked: list[str] = []
 
-    def ask(_port: int, path: str) -> dict[str, object]:
+    def ask(_connection: object, path: str) -> dict[str, object]:
         asked.append(path.partition("since=")[2])
         if not answers:
             raise KeyboardInterrupt
@@ -110,7 +110,7 @@ def test_whoever_follows_waits_for_a_proxy_that_is_started_again(monkeypatch, ca
             raise answer
         return answer
 
-    monkeypatch.setattr(api, "ask", ask)
+    monkeypatch.setattr(api.PoolConnection, "ask", ask)
     monkeypatch.setattr(history, "_EVERY_S", 0)
     if show == "requests":
         assert history.show_requests(1, {}, lines=5, follow=True, as_json=False) == 0
@@ -123,8 +123,26 @@ def test_whoever_follows_waits_for_a_proxy_that_is_started_again(monkeypatch, ca
     assert asked[1:] == ["1", "1", "1", "1", "2"]
 
 
+def test_whoever_follows_keeps_one_connection(monkeypatch):
+    """A new one is two lines in the log of the proxy."""
+    used: list[object] = []
+
+    def call(connection: object, *_asked: object, **_how: object) -> dict[str, object]:
+        used.append(connection)
+        if len(used) == 4:
+            raise KeyboardInterrupt
+        return {"requests": [], "next": 1}
+
+    monkeypatch.setattr(api, "_call", call)
+    monkeypatch.setattr(history, "_EVERY_S", 0)
+    assert history.show_requests(1, {}, lines=5, follow=True, as_json=False) == 0
+    assert used == used[:1] * 4
+
+
 def test_a_store_that_cannot_be_asked_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(history.api, "ask", lambda *_: {"requests": [], "problem": "it is locked"})
+    monkeypatch.setattr(
+        api.PoolConnection, "ask", lambda *_: {"requests": [], "problem": "it is locked"}
+    )
     assert history.show_requests(1, {}, lines=5, follow=False, as_json=False) == 1
     assert capsys.readouterr().err == "account-pool: it is locked\n"
 
@@ -132,7 +150,7 @@ def test_a_store_that_cannot_be_asked_is_an_error(monkeypatch, capsys):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_the_proxy_knows_without_its_store_is_shown_as_a_part(monkeypatch, capsys, as_json):
     told = {"requests": [ROW], "groups": [{"tool": "curl"}], "problem": "it is locked"}
-    monkeypatch.setattr(history.api, "ask", lambda *_: told)
+    monkeypatch.setattr(api.PoolConnection, "ask", lambda *_: told)
     part = "it is locked; only what this proxy itself knows is shown\n"
     assert history.show_requests(1, {}, lines=5, follow=False, as_json=as_json) == 0
     out, err = capsys.readouterr()
@@ -145,12 +163,12 @@ def test_what_the_proxy_knows_without_its_store_is_shown_as_a_part(monkeypatch, 
 def test_whoever_follows_is_told_once_that_the_store_is_away(monkeypatch, capsys):
     answers = [{"requests": [], "next": 2, "problem": "it is away"}] * 3
 
-    def ask(_port: int, _path: str) -> dict[str, object]:
+    def ask(_connection: object, _path: str) -> dict[str, object]:
         if not answers:
             raise KeyboardInterrupt
         return answers.pop()
 
-    monkeypatch.setattr(history.api, "ask", ask)
+    monkeypatch.setattr(api.PoolConnection, "ask", ask)
     monkeypatch.setattr(history.time, "sleep", lambda _seconds: None)
     assert history.show_requests(1, {}, lines=5, follow=True, as_json=False) == 0
     assert capsys.readouterr().err.count("it is away") == 1

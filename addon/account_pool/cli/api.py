@@ -224,12 +224,6 @@ def ask(port: int, path: str) -> Mapping[str, Any]:
         return connection.ask(path)
 
 
-def name(port: int) -> str:
-    """Return what the proxy on *port* is called among those of its state; "": not known."""
-    with PoolConnection(port) as connection:
-        return connection.name()
-
-
 def until_ready(port: int, timeout_s: float, look_s: float) -> Health | None:
     """Return how the pool on *port* is once it serves; None where it does not in that time."""
     until = time.monotonic() + timeout_s

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,6 +36,8 @@ AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 COSTS = {"cost_usd": "cost", "saved_usd": "saved", "premium_requests": "premium"}
 #: Decisions that are known again when they come again.
 _REMEMBERED = 5_000
+#: What GET /requests and /decisions return at once at most.
+_AT_ONCE = 1000
 #: Seconds between two questions of `--follow`.
 _EVERY_S = 1.0
 
@@ -191,16 +192,11 @@ def show_decisions(
 
     As JSON: one object a line, so that what follows can be read as it comes.
     """
-    since: int | None = None
     seen, proxies, is_alone = dict[object, None](), set[object](), False
-    own = cache(lambda: api.name(port))
     key = str(_key(account)) if account else None
     wanted = {name: value for name, value in (("account", key), ("kind", kind)) if value}
-    with suppress(KeyboardInterrupt):  # the usual way to leave it
-        while True:
-            query = urlencode({"limit": lines, "since": since or 0, **wanted})
-            path = f"/decisions?{query}"
-            value = api.ask(port, path) if since is None else _ask_until_answered(port, path)
+    with suppress(KeyboardInterrupt), api.PoolConnection(port) as connection:
+        for value in _answers(connection, "decisions", {"limit": lines, **wanted}):
             if value.get("alone") and not is_alone:
                 note("the state cannot be read now: what other proxies decide is missing")
             is_alone = bool(value.get("alone"))
@@ -211,7 +207,7 @@ def show_decisions(
             proxies |= {row.get("proxy") for row in found}
             for old in list(islice(seen, max(len(seen) - _REMEMBERED, 0))):
                 del seen[old]
-            named = is_named(proxies, own)
+            named = is_named(proxies, connection.name)
             for decision in reversed(found):
                 line = _line(decision, named=named)
                 print(json.dumps(decision) if as_json else line, flush=True)
@@ -219,27 +215,33 @@ def show_decisions(
                 if not found:
                     about = (f" about {key}" if key else "") + (f" of kind {kind}" if kind else "")
                     note(f"no decision{about} so far")
-                return 0
-            since = value.get("next", 0)
-            lines = 1000
-            time.sleep(_EVERY_S)
+                break
     return 0
 
 
-def _ask_until_answered(port: int, path: str) -> Mapping[str, Any]:
-    """Return what the proxy answers, however long it takes: it may be started again just now.
+def _answers(
+    connection: api.PoolConnection, what: str, query: Mapping[str, object]
+) -> Iterator[Mapping[str, Any]]:
+    """Yield what the pool answers about *what*, then what is new, for ever.
 
-    Why it does not is said once.
+    Where it does not answer, but for the first time, it may be started again just now: why it
+    does not is said once. Ctrl-C is the usual way to leave. Raises NoAnswer.
     """
-    said = set[str]()
-    while True:
-        try:
-            return api.ask(port, path)
-        except api.NoAnswer as error:
-            if (why := str(error)) not in said:
-                note(why)
-                said.add(why)
-        time.sleep(_EVERY_S)
+    value: Mapping[str, Any] | None = connection.ask(f"/{what}?{urlencode(query)}")
+    while value is not None:
+        yield value
+        if len(value.get(what, [])) < _AT_ONCE:
+            time.sleep(_EVERY_S)
+        since = {**query, "limit": _AT_ONCE, "since": value.get("next", 0)}
+        value, said = None, set[str]()
+        while value is None:
+            try:
+                value = connection.ask(f"/{what}?{urlencode(since)}")
+            except api.NoAnswer as error:
+                if (why := str(error)) not in said:
+                    note(why)
+                    said.add(why)
+                time.sleep(_EVERY_S)
 
 
 def is_named(proxies: Iterable[object], own: Callable[[], str]) -> bool:
@@ -330,8 +332,6 @@ def _set_aside(file: TextIO, log: Path) -> bool:
 
 # -- requests, a line each
 
-#: What GET /requests returns at once at most.
-_AT_ONCE = 1000
 _AGO = re.compile(r"(\d{1,5})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 #: Columns whose text stands at the right.
@@ -366,15 +366,10 @@ def show_requests(
     model, tool, status.
     """
     widths: list[int] = []
-    since: int | None = None
     noted: str | None = None
-    with suppress(KeyboardInterrupt):  # the usual way to leave it
-        while True:
-            asked = {**which, "limit": min(lines, _AT_ONCE)}
-            if since is not None:
-                asked |= {"since": since, "limit": _AT_ONCE}
-            path = f"/requests?{urlencode(asked)}"
-            value = api.ask(port, path) if since is None else _ask_until_answered(port, path)
+    query = {**which, "limit": min(lines, _AT_ONCE)}
+    with suppress(KeyboardInterrupt), api.PoolConnection(port) as connection:
+        for value in _answers(connection, "requests", query):
             found = list(reversed(value.get("requests", [])))
             if problem := value.get("problem"):
                 if not (found or follow):
@@ -389,10 +384,7 @@ def show_requests(
                     kept = value.get("kept_days", 0)
                     why = f"in the last {kept} days" if kept else "pool_requests_kept is 0"
                     note(f"no such request ({why})")
-                return 0
-            since = value.get("next", 0)
-            if len(found) < _AT_ONCE:
-                time.sleep(_EVERY_S)
+                break
     return 0
 
 
