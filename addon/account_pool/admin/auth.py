@@ -65,10 +65,10 @@ def check_place(request: AdminRequest, rules: Rules) -> None:
     hosts = request.values(b"host")
     named = [*hosts, *([request.authority] if request.authority else [])]
     if not named or len(hosts) > 1 or any(name.lower() not in own for name in named):
+        address, port = request.address
+        own_url = f"{_in_url(address)}:{port}"
         raise ApiError(
-            421,
-            "wrong_host",
-            f"the Host header names another host; use {_url(request)} or {ADMIN_HOST}",
+            421, "wrong_host", f"the Host header names another host; use {own_url} or {ADMIN_HOST}"
         )
     _check_page(request, named[0].lower())
 
@@ -221,11 +221,6 @@ def is_this_machine(address: str) -> bool:
     """Return whether *address* is a loopback address; False for anything but an address."""
     plain = _plain(address)
     return plain is not None and ip_address(plain).is_loopback
-
-
-def _url(request: AdminRequest) -> str:
-    address, port = request.address
-    return f"{_in_url(address)}:{port}"
 
 
 def _in_url(address: str) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -47,28 +47,17 @@ Values = Iterable[tuple[Labels, float]]
 _Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
-class Timing(NamedTuple):
-    """One histogram: its name, its help, and where it is read."""
-
-    name: str
-    help: str
-    of: Callable[[Timings], Histogram]
-
-
-TIMINGS = (
-    Timing("account_pool_upstream_head_seconds",
-        "From a request sent upstream to the head of its answer.", lambda timings: timings.head),
-    Timing("account_pool_upstream_first_byte_seconds",
-        "From a request sent upstream to the first byte of its answer's body.",
-        lambda timings: timings.first_byte),
-    Timing("account_pool_overhead_seconds",
-        "What the pool adds to a request before it is sent, without waits and connecting.",
-        lambda timings: timings.overhead),
-    Timing("account_pool_held_seconds", "How long the head of a good answer is held back.",
-        lambda timings: timings.held),
-    Timing("account_pool_wait_seconds", "How long requests wait for an account.",
-        lambda timings: timings.wait),
-)  # fmt: skip
+#: Histograms of `Timings`, by their names there: the name of the metric, and its help.
+_TIMINGS = {
+    "head": ("account_pool_upstream_head_seconds",
+        "From a request sent upstream to the head of its answer."),
+    "first_byte": ("account_pool_upstream_first_byte_seconds",
+        "From a request sent upstream to the first byte of its answer's body."),
+    "overhead": ("account_pool_overhead_seconds",
+        "What the pool adds to a request before it is sent, without waits and connecting."),
+    "held": ("account_pool_held_seconds", "How long the head of a good answer is held back."),
+    "wait": ("account_pool_wait_seconds", "How long requests wait for an account."),
+}  # fmt: skip
 
 
 def written(families: list[Metric]) -> bytes:
@@ -149,10 +138,10 @@ def _proxies(views: Sequence[ProxyView]) -> tuple[Metric, ...]:
 
 
 def _timings(timings: Mapping[str, Timings]) -> Iterator[Metric]:
-    for timing in TIMINGS:
-        family = HistogramMetricFamily(timing.name, timing.help, labels=("provider",))
+    for name, (metric, about) in _TIMINGS.items():
+        family = HistogramMetricFamily(metric, about, labels=("provider",))
         for provider, measured in list(timings.items()):
-            histogram = timing.of(measured)
+            histogram: Histogram = getattr(measured, name)
             family.add_metric((provider,), _buckets(histogram), histogram.sum)
         yield family
 

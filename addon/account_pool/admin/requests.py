@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Protocol
 
 from account_pool.admin.actions import PoolService
 from account_pool.admin.models import TOKENS, RequestsQuery, SeriesQuery, UsageQuery
-from account_pool.admin.views import Json, Sums, iso, usage_view, with_costs
+from account_pool.admin.views import Json, Sums, day_of, iso, usage_view, with_costs
 from account_pool.core.request_rows import RequestRow
 from account_pool.store.store import (
     RequestAnswers,
@@ -234,7 +233,7 @@ async def _sums(context: Context, name: str) -> tuple[Sums, str | None]:
 
 def _of_days(sums: Sums, query: RequestQuery) -> Sums:
     """Return those of *sums*, by day, account and model, that *query* asks for."""
-    first, after = (_day(at) for at in (query.from_at, query.to_at))
+    first, after = (None if at is None else day_of(at) for at in (query.from_at, query.to_at))
     return {
         key: amounts
         for key, amounts in sums.items()
@@ -243,10 +242,6 @@ def _of_days(sums: Sums, query: RequestQuery) -> Sums:
         and query.account in (None, key[1], key[1].partition("/")[0])
         and query.model in (None, key[2])
     }
-
-
-def _day(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC).date().isoformat()
 
 
 _PLACES = {"day": 0, "hour": 0, "account": 1, "provider": 1, "model": 2, "tool": 3}

@@ -344,7 +344,10 @@ def usage_view(sums: Sums, resets: Sums) -> Json:
         for day, account, window in _newest_first(resets)
         if (count := (amounts := resets[day, account, window]).get("resets", 0.0))
     ]
-    days = [{**_usage_key(key), **with_costs(sums[key])} for key in _newest_first(sums)]
+    days = [
+        {"day": day, "account": account, "model": model, **with_costs(sums[day, account, model])}
+        for day, account, model in _newest_first(sums)
+    ]
     return {"days": days, "windows": windows}
 
 
@@ -380,7 +383,3 @@ def with_costs(amounts: Mapping[str, float]) -> Json:
     known = priced > 0 or not unpriced
     costs = {name: round(float(amounts.get(name, 0)), 9) if known else None for name in COSTS}
     return {**counted, **costs, "unpriced_requests": unpriced}
-
-
-def _usage_key(key: Iterable[str]) -> Json:
-    return dict(zip(("day", "account", "model"), key, strict=False))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from account_pool.cli.arguments import AccountsFile, AsJson, Key, Port, keys, providers
-from account_pool.cli.output import fail
+from account_pool.cli.output import fail, show_json
 from account_pool.cli.processes import DEFAULT_PORT
 
 accounts = typer.Typer()
@@ -145,10 +145,12 @@ def check(
     as_json: AsJson = False,
 ) -> int:
     """Validate the accounts that `run` would use, and show them. Sends nothing without --try."""
-    from account_pool.cli.check import check_accounts, confirm_file, show_schema
+    from account_pool.cli.check import check_accounts, confirm_file
+    from account_pool.config.shapes import json_schema
 
     if schema:
-        return show_schema()
+        show_json(json_schema())
+        return 0
     if trust:
         return confirm_file(accounts_file, os.environ)
     if not try_each:

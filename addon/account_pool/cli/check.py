@@ -26,7 +26,6 @@ from account_pool.config.configuration import Config
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.review import review
-from account_pool.config.shapes import json_schema
 from account_pool.core.account import Account
 from account_pool.core.wrong import Wrong
 from account_pool.credentials.command import CommandSource
@@ -65,12 +64,6 @@ def check_accounts(named: Path | None, environ: Mapping[str, str], *, as_json: b
             text = f"state: {'; '.join(filter(None, (fact.text, fact.remedy)))}"
             _SHOW[fact.level](text)
     return int(any(fact.level == "bad" for fact in facts))
-
-
-def show_schema() -> int:
-    """Print the JSON schema of accounts.yaml. Returns 0."""
-    show_json(json_schema())
-    return 0
 
 
 def _as_json(loaded: Config) -> dict[str, object]:

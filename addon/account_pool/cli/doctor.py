@@ -374,15 +374,12 @@ def _upstream(setup: Setup) -> Iterator[Finding]:
             # Only whether it is there: nothing is sent.
             socket.create_connection((host, number), timeout=_CONNECT_S).close()
         except (OSError, UnicodeError) as error:
-            text = f"requests leave by {name}, which cannot be reached ({_why(error)})"
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            text = f"requests leave by {name}, which cannot be reached ({why})"
             remedy = f"correct mode in {shown(setup.places.confdir / 'config.yaml')}"
             yield _bad("upstream", text, remedy)
         else:
             yield _ok("upstream", f"requests leave by {name}, which is there")
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _service(setup: Setup) -> Iterator[Finding]:

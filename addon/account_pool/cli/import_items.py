@@ -56,13 +56,14 @@ def with_login(
     client: Mapping[str, Any] | None = None,
 ) -> Found | Left:
     """Return a login, or a token that lasts where there is nothing to refresh it with."""
+    name = hidden(f"{shape.provider}/{label}")
     access, refresh = text_of(shape.access), text_of(shape.refresh)
     known = BUILT_IN[shape.provider].companions
     belongs = {name: text for name, text in shape.companions.items() if name in known}
     rest = {**belongs, **more}
     if refresh is None:
         if access is None:
-            return Left(named(shape.provider, label), "it has no token")
+            return Left(name, "it has no token")
         return with_key(shape.provider, label, as_literal(access), rest)
     oauth: dict[str, Any] = {"refresh_token": as_literal(refresh)}
     if access is not None:
@@ -75,7 +76,7 @@ def with_login(
     oauth |= {name: as_literal(text) for name, text in (client or {}).items() if text}
     if usual is None and not {"client_id", "client_secret"} <= oauth.keys():
         why = "the application that it was made with is not said; log in: account-pool login gemini"
-        return Left(named(shape.provider, label), why)
+        return Left(name, why)
     written = {"token": {"oauth": oauth}, **rest}
     return Found(provider=shape.provider, label=label, written=written, is_login=True)
 
@@ -110,11 +111,6 @@ def text_of(value: Any) -> str | None:
 def as_literal(text: str) -> str:
     """Return *text* as accounts.yaml has it, where `$` has a meaning."""
     return literal(Secret(text))
-
-
-def named(provider: str, label: str) -> str:
-    """Return the key of an account as it may be shown."""
-    return hidden(f"{provider}/{label}")
 
 
 def settings_of(

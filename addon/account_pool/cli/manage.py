@@ -210,7 +210,10 @@ def open_dashboard(
     except api.NoAnswer as error:
         if error.code != "not_found":
             raise
-        return fail(f"the proxy is of an older version: start it again, or {_by_hand(port)}")
+        return fail(
+            "the proxy is of an older version: start it again, or open "
+            f"http://{HOST}:{port}/ and give it the token that `account-pool status` shows"
+        )
     url = str(link["url"])
     if as_json:
         show_json({"url": url, "expires_in_s": link["expires_in_s"]})
@@ -220,23 +223,16 @@ def open_dashboard(
         note(f"opened in your browser; the link is {valid}")
         return 0
     print(url, flush=True)
-    elsewhere = f", where `ssh -L {port}:{HOST}:{port}` leads here" if _is_remote(environ) else ""
+    is_remote = bool(environ.get("SSH_CONNECTION"))
+    elsewhere = f", where `ssh -L {port}:{HOST}:{port}` leads here" if is_remote else ""
     note(f"open this link in a browser{elsewhere}; it is {valid}")
     return 0
-
-
-def _is_remote(environ: Mapping[str, str]) -> bool:
-    return bool(environ.get("SSH_CONNECTION"))
 
 
 def _has_display(environ: Mapping[str, str]) -> bool:
     if os.name == "nt" or sys.platform == "darwin":
         return True
     return any(environ.get(name) for name in _DISPLAYS)
-
-
-def _by_hand(port: int) -> str:
-    return f"open http://{HOST}:{port}/ and give it the token that `account-pool status` shows"
 
 
 # -- conversations

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -253,7 +253,7 @@ class Record:
     instance: str = ""
     users: Mapping[int, str] = field(default_factory=dict)
 
-    def living_users(self, identity: Callable[[int], str | None]) -> dict[int, str]:
+    def living_users(self) -> dict[int, str]:
         """Return the users that still run."""
         return {pid: proof for pid, proof in self.users.items() if identity(pid) == proof}
 

@@ -270,7 +270,7 @@ class SharedProxy:
                     raise CannotUse(why)
             if record is None and health is not Missing.NOBODY:
                 raise CannotUse(f"{HOST}:{self.places.port} {health}; name another --port")
-            if record is not None and record.living_users(processes.identity):
+            if record is not None and record.living_users():
                 # It died under others, who started it otherwise perhaps.
                 health = self._start(record.launch, record)
                 if why := unfit(health):
@@ -288,7 +288,7 @@ class SharedProxy:
             record = self._record()
             if record is None:
                 return
-            users = record.living_users(processes.identity)
+            users = record.living_users()
             users.pop(os.getpid(), None)
             if users:
                 write_record(self.places, replace(record, users=users))
@@ -336,7 +336,7 @@ class SharedProxy:
         record = read_record(self.places)
         if record is None or processes.identity(record.pid) == record.proof:
             return record
-        if record.living_users(processes.identity):
+        if record.living_users():
             return record
         self.places.record.unlink(missing_ok=True)
         return None
@@ -348,14 +348,14 @@ class SharedProxy:
             # Not the one of the record: another was started there by hand.
             self.places.record.unlink(missing_ok=True)
             return
-        users = {**record.living_users(processes.identity), **_me()}
+        users = {**record.living_users(), **_me()}
         write_record(self.places, replace(record, instance=health.instance, users=users))
 
     def _start(self, launch: Launch, old: Record | None) -> Health:
         """Start a proxy in place of the one of *old*, which is ended first."""
         users = _me()
         if old is not None:
-            users |= old.living_users(processes.identity)
+            users |= old.living_users()
             processes.end(old.pid, old.proof)
         log_from = log_size(self.places)
         process = start(self.places, launch, self.environ)
@@ -390,7 +390,7 @@ class SharedProxy:
         record = read_record(self.places)
         if record is None or probe(self.places.port) is not Missing.SILENT:
             return
-        in_use = bool(record.living_users(processes.identity))
+        in_use = bool(record.living_users())
         watch = Watch(time.monotonic(), busy=int(in_use))
         while (seen := self.look()) is not None and seen.alive and seen.busy is None:
             if watch.look(seen, time.monotonic()) is Step.REPLACE:
@@ -402,7 +402,7 @@ def _is_left_over(record: Record | None, health: Health) -> bool:
     """Say whether it is a proxy of ours without users: its `run` was killed."""
     if record is None or record.instance not in ("", health.instance):
         return False
-    return not record.living_users(processes.identity)
+    return not record.living_users()
 
 
 def _me() -> dict[int, str]:

@@ -266,12 +266,9 @@ def render(
     summary = Text("; ".join(filter(None, (summary_of(status["summary"]), file_of(status)))))
     in_order = sorted(accounts, key=lambda account: attention(account, now))
     rows = [row for account in in_order for row in _rows(account, bars)]
-    return Group(_Table(rows, now), Text(), summary, *_decision_lines(decisions))
-
-
-def _decision_lines(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """Return the decisions as lines, the newest last as in a log."""
-    return [Text(), *reversed(decision_lines(decisions))] if decisions else []
+    # The newest last, as in a log.
+    latest = [Text(), *reversed(decision_lines(decisions))] if decisions else []
+    return Group(_Table(rows, now), Text(), summary, *latest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +418,7 @@ def fleet_lines(answer: Json, width: int) -> list[Text]:
 def _fleet_columns(proxies: Sequence[Json]) -> list[list[Text]]:
     """Return the cells of each column, its title first; what all have alike has none."""
     columns = [
-        [Text("proxy"), *map(_proxy_name, proxies)],
+        [Text("proxy"), *(Text(_said(one, "name")) for one in proxies)],
         [Text("state"), *map(_proxy_state, proxies)],
         [Text("version"), *(Text(_said(one, "version")) for one in proxies)],
     ]
@@ -496,10 +493,6 @@ def _packed(parts: Iterable[Text | str], width: int) -> list[Text]:
 def _indented(text: Text, width: int) -> list[Text]:
     indent = " " * _INDENT
     return [Text(indent).append_text(part) for part in wrapped(text, width - _INDENT)]
-
-
-def _proxy_name(one: Json) -> Text:
-    return Text(_said(one, "name"))
 
 
 def _proxy_state(one: Json) -> Text:

@@ -261,7 +261,8 @@ class Columns:
         back = _widest(backs, len("back in"))
         windows = (clean(t["window"]) for a in accounts if (t := a.get("tightest")))
         window = min(_widest(windows, 0), 8) if wide else 0
-        bar_width = (BAR_WIDTH if wide else _SHORT_BAR) if any(map(_is_known, accounts)) else 0
+        is_known = any(share_of(account) is not None for account in accounts)
+        bar_width = (BAR_WIDTH if wide else _SHORT_BAR) if is_known else 0
         room = width - 2 - (state + 1) - _PERCENT_WIDTH - (back + 1)
         room -= sum(column + 1 for column in (bar_width, window) if column)
         name = max(min(longest, room - 1, _NAME_WIDTH if wide else _SHORT_NAME), 1)
@@ -310,10 +311,6 @@ class Columns:
             window = "" if share is None else clean(account["tightest"]["window"])
             text.append(f" {fit(window, self.window)}")
         return text
-
-
-def _is_known(account: Json) -> bool:
-    return share_of(account) is not None
 
 
 def _state_in_one(account: Json, now: float) -> str:
@@ -418,7 +415,8 @@ def _settings(account: Json) -> str:
     if account.get("oldest_s"):
         said[0] += f" (the oldest for {span(account['oldest_s'])})"
     said.append(_counted(account.get("sessions", 0), "conversation"))
-    said += [f"{number} {what}" for what, number in _troubles(account) if number]
+    troubles = {"broken": "broken connections", "departures": "clients left early"}
+    said += [f"{account[name]} {what}" for name, what in troubles.items() if account.get(name)]
     if account.get("priority"):
         said.append(f"priority {account['priority']}")
     if account.get("max_concurrent"):
@@ -430,11 +428,6 @@ def _settings(account: Json) -> str:
     if not account.get("problem") and account.get("state") != "no_credential":
         said.append("credential ready")
     return ", ".join(said)
-
-
-def _troubles(account: Json) -> Iterable[tuple[str, int]]:
-    yield "broken connections", account.get("broken", 0)
-    yield "clients left early", account.get("departures", 0)
 
 
 def _counted(number: int, what: str) -> str:

@@ -54,21 +54,8 @@ class Tried:
     evidence: str
 
 
-@dataclass(slots=True)
-class _Acquired:
-    """The credentials of all accounts, as the keeper publishes them."""
-
-    credentials: dict[AccountKey, Mapping[str, Credential]] = field(default_factory=dict)
-    problems: dict[AccountKey, str | None] = field(default_factory=dict)
-
-    def publish(
-        self,
-        key: AccountKey,
-        credentials: Mapping[str, Credential],
-        problem: str | None,
-        _again_in_s: float | None,
-    ) -> None:
-        self.credentials[key], self.problems[key] = credentials, problem
+#: What the keeper publishes of each account: its credentials, or why it has none.
+_Acquired = dict[AccountKey, tuple[Mapping[str, Credential], str | None]]
 
 
 def try_all(loaded: Config, *, as_json: bool = False) -> int:
@@ -108,11 +95,15 @@ def _options() -> Options:
 
 async def _try_all(loaded: Config, options: Options) -> list[Tried]:
     """Try one account after the other. Raises StoreError, Wrong."""
-    acquired = _Acquired()
+    acquired: _Acquired = {}
     store = make_store(state_of(loaded), options, tell=note)
     editor = str(loaded.options.get("editor_version", ""))
     keeper = make_keeper(
-        loaded, acquired.publish, store=store, editor_version=editor, options=options
+        loaded,
+        lambda key, kinds, problem, _again_in_s: acquired.update({key: (kinds, problem)}),
+        store=store,
+        editor_version=editor,
+        options=options,
     )
     ask = own_http(options)
     keeper.start()
@@ -131,11 +122,10 @@ async def _try(
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CREDENTIAL_S):
             await keeper.first_try(key.provider)
-    kinds = acquired.credentials.get(key, {})
+    kinds, problem = acquired.get(key, ({}, None))
     credential = kinds.get(probe.kind) if probe.kind else next(iter(kinds.values()), None)
     if credential is None:
-        why = acquired.problems.get(key) or f"not obtained within {_CREDENTIAL_S:g} s"
-        return Tried(key, "no credential", why)
+        return Tried(key, "no credential", problem or f"not obtained within {_CREDENTIAL_S:g} s")
     try:
         answer = await _asked(entry, credential, probe, ask)
     except (HttpFailed, CannotSwap) as error:

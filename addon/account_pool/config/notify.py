@@ -160,8 +160,7 @@ def _target(text: str) -> Target:
         return _ntfy(rest)
     if not _SCHEME.match(text):
         return _command(text)
-    url = _address(text)
-    return Webhook(urlunsplit(url))
+    return Webhook(urlunsplit(_address(text)))
 
 
 def _ntfy(rest: str) -> Ntfy:
