@@ -37,9 +37,9 @@ def test_get_refreshes_and_peek_does_not() -> None:
 def test_both_ends_of_a_turn_count_as_use_and_a_busy_session_is_never_idle() -> None:
     sessions = Sessions(idle_s=10.0)
     session = sessions.bind("s", A, 0.0)
-    sessions.start_request("s", session, 5.0)
+    session.begin(5.0)
     assert sessions.sweep(1000.0).removed == ()
-    sessions.end_request("s", session, 1000.0)
+    session.end(1000.0)
     assert sessions.peek("s", 1009.0)
     assert sessions.sweep(1010.0).removed == ("s",)
 
@@ -47,23 +47,23 @@ def test_both_ends_of_a_turn_count_as_use_and_a_busy_session_is_never_idle() -> 
 def test_a_closed_session_lets_its_requests_finish() -> None:
     sessions = Sessions()
     session = sessions.bind("s", A, 0.0)
-    sessions.start_request("s", session, 0.0)
+    session.begin(0.0)
     assert sessions.close_session("s")
     assert not sessions.close_session("s")
     again = sessions.bind("s", B, 1.0)
-    sessions.end_request("s", session, 2.0)
+    session.end(2.0)
     assert (again.in_flight, again.account) == (0, B)
 
 
 def test_the_one_not_used_for_longest_makes_room_but_never_a_busy_one() -> None:
     sessions = Sessions(max_sessions=2)
     first = sessions.bind("first", A, 0.0)
-    sessions.start_request("first", first, 0.0)
+    first.begin(0.0)
     sessions.bind("second", A, 1.0)
     sessions.bind("third", A, 2.0)
     assert list(sessions) == ["first", "third"]
     third = sessions.bind("third", A, 3.0)
-    sessions.start_request("third", third, 3.0)
+    third.begin(3.0)
     sessions.bind("fourth", A, 4.0)
     assert list(sessions) == ["first", "third", "fourth"]
 
@@ -114,7 +114,7 @@ def test_what_others_did_later_is_taken_over_but_not_under_a_request() -> None:
     for name in ("here later", "there later", "busy"):
         sessions.bind(name, A, 10.0)
     sessions.get("here later", 30.0)
-    sessions.start_request("busy", sessions.bind("busy", A, 10.0), 10.0)
+    sessions.bind("busy", A, 10.0).begin(10.0)
     told.clear()
     rows = [(name, "openai/b", 1020.0) for name in ("here later", "there later", "busy", "new")]
     sessions.adopt(rows, 50.0, 1050.0)
@@ -172,15 +172,15 @@ class SessionsMachine(RuleBasedStateMachine):
     def start(self, name: str) -> None:
         session = self.sessions.peek(name, self.now)
         if session is not None:
-            self.sessions.start_request(name, session, self.now)
+            session.begin(self.now)
             self.open.append((name, session))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.open) - 1))
-        name, session = self.open.pop(at)
-        self.sessions.end_request(name, session, self.now)
+        _, session = self.open.pop(at)
+        session.end(self.now)
 
     @rule(name=KEYS)
     def close(self, name: str) -> None:
@@ -220,7 +220,7 @@ def test_an_idle_session_that_is_bound_again_is_a_new_one_unless_it_is_busy(in_f
     sessions = Sessions(idle_s=10.0)
     session = sessions.bind("s", A, 0.0)
     for _ in range(in_flight):
-        sessions.start_request("s", session, 0.0)
+        session.begin(0.0)
     assert (sessions.bind("s", B, 50.0) is session) is bool(in_flight)
 
 

@@ -1142,7 +1142,7 @@ async def test_the_latest_move_of_a_session_stands_but_not_under_a_request(
         session = mine.sessions.bind(key, ONE, mine.now())
         await here._round()
         await there._round()
-    mine.sessions.start_request("busy", session, mine.now())
+    session.begin(mine.now())
     clock.advance(1)
     for key in ("idle", "busy"):
         theirs.sessions.bind(key, TWO, theirs.now())

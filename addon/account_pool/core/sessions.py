@@ -207,6 +207,16 @@ class Session(Struct, eq=False):
     in_flight: int = 0
     settled: bool = False
 
+    def begin(self, now: float) -> None:
+        """Note that one more of its requests is in flight."""
+        self.in_flight += 1
+        self.used_at = now
+
+    def end(self, now: float) -> None:
+        """Note that one has ended, whether or not the session is still known."""
+        self.in_flight -= 1
+        self.used_at = now
+
 
 class SweepResult(Struct, frozen=True):
     """What a sweep did: the keys it removed, and the exceptions of its callbacks."""
@@ -279,18 +289,6 @@ class Sessions(Struct, kw_only=True, eq=False):
         if not session.settled:
             session.settled = True
             self.changed(key)
-
-    # -- requests
-
-    def start_request(self, key: str, session: Session, now: float) -> None:
-        """Note that a request of *session* is in flight."""
-        session.in_flight += 1
-        session.used_at = now
-
-    def end_request(self, key: str, session: Session, now: float) -> None:
-        """Note that it has ended, whether or not the session is still known."""
-        session.in_flight -= 1
-        session.used_at = now
 
     # -- endings
 
@@ -495,9 +493,9 @@ class SessionLease(Struct, kw_only=True, eq=False):
             session = sessions.bind(key, account, now, worth_keeping=not self.begins)
         if self._bound != (key, session):
             if self._bound is not None:
-                sessions.end_request(*self._bound, now)
+                self._bound[1].end(now)
             self._bound = (key, session)
-            sessions.start_request(key, session, now)
+            session.begin(now)
 
     def served(self) -> None:
         """Note a good response: the session stays. One that only begins is kept once it goes on."""
@@ -515,21 +513,19 @@ class SessionLease(Struct, kw_only=True, eq=False):
 
         Whatever other accounts refused, its own may serve it when it is back.
         """
-        if self._over or self.sessions is None:
+        if self._over or self.sessions is None or self._bound is None:
             return
         self._over = True
-        if self._bound is not None and self._came_from is not None:
-            key, session = self._bound
-            stands = session.account == self._at and self.sessions.peek(key, now) is session
-            if stands and not session.settled:
-                self.sessions.bind(key, self._came_from, now)
-                self.sessions.settle(key, session)
-        self._end_request(now)
-
-    def _end_request(self, now: float) -> None:
-        if self._bound is not None and self.sessions is not None:
-            key, session = self._bound
-            self.sessions.end_request(key, session, now)
+        key, session = self._bound
+        if (
+            self._came_from is not None
+            and not session.settled
+            and session.account == self._at
+            and self.sessions.peek(key, now) is session
+        ):
+            self.sessions.bind(key, self._came_from, now)
+            self.sessions.settle(key, session)
+        session.end(now)
 
 
 def session_lease_of(
