@@ -346,29 +346,17 @@ def _subject(decision: Decision) -> _Subject:
 def decision_of(
     key: AccountKey,
     kind: Kind,
-    what: Cooldown | AccountVerdict,
+    what: Cooldown | AccountVerdict | Cause,
     by: By,
     now: float,
     *,
     ends: int | None = None,
 ) -> Decision:
-    """Return the record of a cooldown or verdict on the account *key*; *ends*: of which one."""
-    return of_account(
-        key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends
-    )
-
-
-def of_account(
-    key: AccountKey,
-    kind: Kind,
-    cause: Cause,
-    by: By,
-    now: float,
-    *,
-    covers: str | None = None,
-    until: float | None = None,
-    ends: int | None = None,
-) -> Decision:
+    """Return the record of *what* befalls the account *key*; *ends*: which record it ends."""
+    if isinstance(what, Cause):
+        cause, covers, until = what, None, None
+    else:
+        cause, covers, until = what.cause, what.covered, what.until
     return Decision(
         kind=kind,
         at=now,

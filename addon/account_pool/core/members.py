@@ -29,7 +29,7 @@ from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import AccountVerdict, Cooldown, Endings, opened
-from account_pool.core.decisions import By, Decisions, Kind, decision_of, of_account
+from account_pool.core.decisions import By, Decisions, Kind, decision_of
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.lease import Lease, RequestFacts, Shortage
 from account_pool.core.outcome import Cause, Outcome
@@ -456,7 +456,7 @@ class Transition(Struct, eq=False):
         if cause != self.state.disabled:
             self._enabled()
             self.accounts.decisions.add(
-                of_account(self.state.key, Kind.DISABLE, cause, self.by, self.now)
+                decision_of(self.state.key, Kind.DISABLE, cause, self.by, self.now)
             )
         self.state.disabled, self.state.disabled_at = cause, since
 
@@ -477,7 +477,7 @@ class Transition(Struct, eq=False):
         cause, self.state.disabled = self.state.disabled, None
         if cause is not None:
             ends = self._ended(Kind.DISABLE, None)
-            enabled = of_account(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
+            enabled = decision_of(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
             self.accounts.decisions.add(enabled)
 
     # -- all of it
