@@ -29,7 +29,7 @@ from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import RecentFailures, Transition
-from account_pool.core.outcome import Cause, Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import LIMITS, Cause, Outcome, Scope
 from account_pool.core.reset_hints import believable
 from account_pool.core.state import AccountState
 
@@ -90,7 +90,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
             return False
         if outcome.blames_account:
             return self.suspect(lease, outcome, now=now).verdict is not None
-        if outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
+        if outcome.cls in LIMITS:
             self.cool_down(lease, outcome, lease.facts.model, now)
             return True
         return False

@@ -53,6 +53,7 @@ class OutcomeClass(StrEnum):
     TRANSPORT = "transport"
 
 
+LIMITS = frozenset({OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA})
 #: Classes that blame an account or its credential, and are no limit.
 BENCHING = frozenset(
     {OutcomeClass.AUTH_EXPIRED, OutcomeClass.AUTH_INVALID, OutcomeClass.FORBIDDEN_ACCOUNT}
@@ -113,8 +114,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_limit(self) -> bool:
         """Say whether something is to be cooled down for a limit."""
-        limits = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-        return self.cls in limits and self.scope is not Scope.NONE
+        return self.cls in LIMITS and self.scope is not Scope.NONE
 
     @property
     def blames_account(self) -> bool:

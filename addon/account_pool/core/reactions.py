@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from account_pool.core.attempts import Attempts, again, choose, give_up, go
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import LIMITS, Outcome, OutcomeClass, Scope
 from account_pool.core.steps import (
     BARE_JITTER_S,
     BARE_PAUSE_S,
@@ -44,8 +44,6 @@ from account_pool.core.steps import (
 #: Why a request is not served although an account may be: another proxy may be there soon.
 STOPPING, STOPPING_PAUSE_S = "the proxy is shutting down; try again in a moment", 1.0
 
-_LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-
 
 def refused(attempts: Attempts, outcome: Outcome, now: float) -> Step:
     """The running attempt was answered with something that is not OK."""
@@ -54,7 +52,7 @@ def refused(attempts: Attempts, outcome: Outcome, now: float) -> Step:
     attempts.history[-1].outcome = outcome
     # The limit of one says more than that another was not accepted.
     attempts.keeps_earlier = (
-        any(a.outcome is not None and a.outcome.cls in _LIMITS for a in attempts.history[:-1])
+        any(a.outcome is not None and a.outcome.cls in LIMITS for a in attempts.history[:-1])
         and outcome.blames_account
     )
     attempts.tries.refused, attempts.choice.nobody = True, None

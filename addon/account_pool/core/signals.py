@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from account_pool.core import reset_hints, reset_sentences
 from account_pool.core.meaning import LazyPattern, Meaning
 from account_pool.core.outcome import (
+    LIMITS,
     ErrorFacts,
     Outcome,
     OutcomeClass,
@@ -86,7 +87,7 @@ def spent_window(facts: ErrorFacts) -> float | None:
 
     `x-ratelimit-remaining-tokens: 0` goes with `x-ratelimit-reset-tokens`.
     """
-    return _latest(
+    return latest(
         reset_hints.reset(facts.headers.get(name.replace("remaining", "reset")), facts.now)
         for name, value in facts.headers.items()
         if "remaining" in name and reset_hints.seconds(value) == 0
@@ -122,7 +123,7 @@ def named_window(facts: ErrorFacts) -> float | None:
     names = [n for n in facts.headers if "reset" in n and n.endswith("-" + window)]
     text = facts.message.lower()
     exact = [n for n in names if any(u in n and u in text for u in ("token", "request"))]
-    return _latest(reset_hints.reset(facts.headers[n], facts.now) for n in exact or names)
+    return latest(reset_hints.reset(facts.headers[n], facts.now) for n in exact or names)
 
 
 def lone_reset(facts: ErrorFacts) -> float | None:
@@ -136,7 +137,7 @@ def spent_field(facts: ErrorFacts) -> float | None:
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
     """
-    return _latest(
+    return latest(
         reset_hints.seconds(found[1])
         for policy in facts.headers.get("ratelimit", "").split('"')[:_MAX_POLICIES]
         if _NONE_LEFT.search(policy) and (found := _UNTIL.search(policy))
@@ -172,7 +173,8 @@ def first_wait(facts: ErrorFacts, waits: Iterable[Wait]) -> float | None:
     return over
 
 
-def _latest(waits: Iterable[float | None]) -> float | None:
+def latest(waits: Iterable[float | None]) -> float | None:
+    """Return the longest of *waits* that are known."""
     return max((wait for wait in waits if wait is not None), default=None)
 
 
@@ -417,7 +419,7 @@ class SignalTable(Struct, frozen=True, kw_only=True):
             cls = OutcomeClass.QUOTA
             if rule.scope is None and self.plan_scope and not _is_counted_per_model(facts):
                 scope = self.plan_scope
-        limited = cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA) and scope is not Scope.NONE
+        limited = cls in LIMITS and scope is not Scope.NONE
         shared = rule.shared
         if shared is None:
             shared = self.shared and not _OF_THE_KEY.search(facts.message)

@@ -36,6 +36,7 @@ from account_pool.core.signals import (
     Rule,
     SignalTable,
     Wait,
+    latest,
     prose,
     retry_after,
     retry_after_ms,
@@ -202,7 +203,7 @@ def _rejected_reset(facts: ErrorFacts) -> float | None:
     if None in waits:
         # A spent window without a reset of its own: it may be the one that was meant.
         waits += [retry_after(facts), _unified_reset(facts)]
-    return max((wait for wait in waits if wait is not None), default=None)
+    return latest(waits)
 
 
 def _is_overage(facts: ErrorFacts) -> bool:

@@ -38,6 +38,7 @@ from account_pool.core.signals import (
     Wait,
     body_reset,
     first_wait,
+    latest,
     prose,
     retry_after,
     retry_after_ms,
@@ -261,7 +262,7 @@ def _windows_end(facts: ErrorFacts) -> float | None:
             after = reset_hints.seconds(facts.headers.get(f"{window}-reset-after-seconds"))
             wait = wait if after is None else after
         waits.append(wait)
-    return max((wait for wait in waits if wait is not None), default=None)
+    return latest(waits)
 
 
 def _latest(facts: ErrorFacts) -> float | None:

@@ -42,6 +42,7 @@ from account_pool.core.signals import (
     Wait,
     body_reset,
     first_wait,
+    latest,
     prose,
     retry_after,
     rules,
@@ -255,14 +256,13 @@ _MAX_SNAPSHOTS = 16
 
 def _spent_snapshot(facts: ErrorFacts) -> float | None:
     """The latest reset of the quotas of which nothing is left (`rem` is a percentage)."""
-    waits = [
+    return latest(
         reset_hints.instant(snapshot.get("rst"), facts.now)
         for snapshot in _snapshots(facts)
         if reset_hints.seconds(snapshot.get("rem")) == 0
         and str(snapshot.get("ent")) != "-1"
         and str(snapshot.get("ovPerm")).lower() != "true"
-    ]
-    return max((wait for wait in waits if wait is not None), default=None)
+    )
 
 
 def _monday(facts: ErrorFacts) -> float | None:

@@ -29,7 +29,7 @@ from account_pool.core import reactions
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Secrets, SentSecrets
 from account_pool.core.instruments import Mark, Marks
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.outcome import LIMITS, OutcomeClass
 from account_pool.core.steps import Broken, Deliver, Refresh, Step, Synthesize, Wait, how_broken
 from account_pool.core.usage import UsageFilter
 from account_pool.providers.base import Provider
@@ -175,8 +175,7 @@ class RefusedAttempts(AttemptStream):
         self._tell(lambda t: t.refused(reader, attempts, took_s, self.service.wall_now()))
         try:
             blamed = outcome.blames_account
-            limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-            if (limited or blamed) and not reader.in_stream:
+            if (outcome.cls in LIMITS or blamed) and not reader.in_stream:
                 assert attempts.lease is not None
                 self.service.refusals.remember(
                     attempts.lease.key, reader, self.sent_secrets.echoes(), blamed=blamed
