@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from account_pool.core.json_values import (
     NOT_READ,
     find,
+    finite_number,
     member_spans,
     members,
     replaced,
@@ -129,3 +130,20 @@ def test_what_does_not_change_is_the_same_object() -> None:
     body = b'{"a":1}'
     assert replaced(body, member_spans(body, "a", 0), b"1") is body
     assert member_spans(b"[1]", "a", start_of_object(b"[1]")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, 3.0),
+        (-2.5, -2.5),
+        (True, None),
+        ("3", None),
+        (None, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        (10**400, None),
+    ],
+)
+def test_a_number_is_finite(value: object, expected: float | None) -> None:
+    assert finite_number(value) == expected

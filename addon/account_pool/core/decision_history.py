@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from account_pool.core.decision_text import line
 from account_pool.core.decisions import KEPT, By, Decision, Kind, one_line
+from account_pool.core.json_values import finite_number
 
 #: What a proxy has taken over: the one that has decided it, or an earlier run, has recorded it.
 ECHOES = frozenset({By.PROXY, By.RESTART})
@@ -193,9 +194,9 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Seconds since the epoch at most; an integer of JSON may be larger than any float.
-    return float(value) if is_number and 0 <= value < 1e11 else None  # type: ignore[arg-type,operator]
+    found = finite_number(value)
+    # Seconds since the epoch at most.
+    return found if found is not None and 0 <= found < 1e11 else None
 
 
 def _count(value: object) -> int | None:

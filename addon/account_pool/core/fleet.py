@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from account_pool.core.json_values import finite_number
 from account_pool.core.meaning import LazyPattern
 
 #: How long a proxy is shown after its last heartbeat, seconds.
@@ -76,13 +77,11 @@ _TEXTS = ("name", "instance", "version", "mitmproxy", "accounts")
 
 
 def _of(said: Mapping[str, Any]) -> AboutProxy:
-    worker, uptime_s = said.get("worker"), said.get("uptime_s")
-    is_number = isinstance(uptime_s, int | float) and not isinstance(uptime_s, bool)
-    problem = said.get("problem")
+    worker, problem = said.get("worker"), said.get("problem")
     return AboutProxy(
         **{name: _text(said.get(name)) for name in _TEXTS},
         worker=worker if type(worker) is int and 0 <= worker <= _MAX_WORKER else 0,
-        uptime_s=uptime_s if is_number else None,
+        uptime_s=finite_number(said.get("uptime_s")),
         stopping=said.get("stopping") is True,
         problem=problem if isinstance(problem, str) else None,
     )
@@ -106,7 +105,6 @@ def _bounded(about: AboutProxy) -> AboutProxy:
         version=cut(about.version),
         mitmproxy=cut(about.mitmproxy),
         accounts=cut(about.accounts),
-        # An integer of JSON may be larger than any float.
         uptime_s=round(uptime_s, 6) if uptime_s is not None and 0 <= uptime_s < 1e10 else None,
         problem=None if about.problem is None else cut(about.problem, MAX_PROBLEM),
     )

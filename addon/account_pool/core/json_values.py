@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -19,6 +20,17 @@ NOT_READ = (msgspec.MsgspecError, UnicodeError, RecursionError)
 def members(value: Any) -> Mapping[str, Any]:
     """Return *value* if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def finite_number(value: object) -> float | None:
+    """Return a number, which may be of any size; None for what is none, or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if isfinite(found) else None
 
 
 def steps(pointer: str) -> tuple[str, ...]:

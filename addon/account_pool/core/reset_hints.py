@@ -25,6 +25,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 
+from account_pool.core.json_values import finite_number
 from account_pool.core.meaning import LazyPattern, plain
 
 #: The longest wait that is believed: a year and a day.
@@ -84,14 +85,9 @@ def believable(seconds: float | None) -> float | None:
 
 def _number(value: object) -> float | None:
     """Return a JSON number or the text of one; the largest of a repeated header."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        try:
-            return float(value)
-        except OverflowError:
-            return None
-    if not isinstance(value, str) or len(value) > _MAX_VALUE_CHARS:
+    if not isinstance(value, str):
+        return finite_number(value)
+    if len(value) > _MAX_VALUE_CHARS:
         return None
     parts = [part.strip() for part in value.split(",")]
     return max(map(float, parts)) if all(map(_NUMBER.fullmatch, parts)) else None
@@ -99,14 +95,13 @@ def _number(value: object) -> float | None:
 
 def seconds(value: object) -> float | None:
     """Read a number of seconds: `6311`, `"5.289"`, `1234`."""
-    number = _number(value)
-    return None if number is None else believable(number)
+    return believable(_number(value))
 
 
 def milliseconds(value: object) -> float | None:
     """Read a number of milliseconds, such as `retry-after-ms: 22000`, as seconds."""
-    number = _number(value)
-    return None if number is None else believable(number / 1000)
+    given = _number(value)
+    return None if given is None else believable(given / 1000)
 
 
 def duration(value: object) -> float | None:
@@ -155,14 +150,12 @@ def moment(value: object, zone: tzinfo | None = None) -> float | None:
 
 
 def _epoch(value: object) -> float | None:
-    number = _number(value)
-    if number is None:
+    given = _number(value)
+    if given is None:
         return None
-    if _EPOCH_S[0] <= number < _EPOCH_S[1]:
-        return number
-    if _EPOCH_MS[0] <= number < _EPOCH_MS[1]:
-        return number / 1000
-    return None
+    if _EPOCH_S[0] <= given < _EPOCH_S[1]:
+        return given
+    return given / 1000 if _EPOCH_MS[0] <= given < _EPOCH_MS[1] else None
 
 
 def _moment(text: str, zone: tzinfo | None) -> float | None:
@@ -209,8 +202,8 @@ def answer_now(headers: Mapping[str, str], wall_now: float) -> float | None:
 
 def retry_after(value: object, now: float | None, zone: tzinfo | None = None) -> float | None:
     """Read `retry-after`: seconds, whole or decimal, else a duration, else a date."""
-    if _number(value) is not None:
-        return seconds(value)
+    if (given := _number(value)) is not None:
+        return believable(given)
     wait = duration(value)
     return instant(value, now, zone) if wait is None else wait
 

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 from msgspec import Struct, field
 
+from account_pool.core import reset_hints
 from account_pool.core.browser import stays_here
 from account_pool.core.credential import Secret
 from account_pool.core.steps import Broken, how_unconnected, remedy
@@ -408,12 +409,8 @@ def seconds_in(value: Any, longest_s: float) -> float | None:
 
     RFC 6749, section 5.1, has a number of seconds; some send it as text.
     """
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value[:10])
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    # Compared before it is converted: a whole number in JSON may be too large for a float.
-    return float(value) if 0 < value <= longest_s else None
+    seconds = reset_hints.seconds(value)
+    return seconds if seconds and seconds <= longest_s else None
 
 
 def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:

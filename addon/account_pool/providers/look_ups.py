@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from itertools import islice
-from math import isfinite
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -33,8 +32,8 @@ from account_pool.core.headroom_parsing import (
     snapshot_parts,
     unified,
 )
-from account_pool.core.json_values import members
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.json_values import finite_number, members
+from account_pool.core.outcome import LIMITS
 from account_pool.core.state import AccountState
 from account_pool.version import __version__
 
@@ -210,8 +209,7 @@ def lifted(cooldown: Cooldown, windows: Iterable[Window], asked_at: float) -> bo
         asked_at: when the provider was asked, monotonic seconds.
     """
     cause = cooldown.cause
-    is_limit = cause.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-    if not is_limit or cause.unknown or cause.money or not cooldown.in_doubt:
+    if cause.cls not in LIMITS or cause.unknown or cause.money or not cooldown.in_doubt:
         return False
     if cooldown.since >= asked_at:
         return False
@@ -277,17 +275,6 @@ def _items(value: Any) -> list[Mapping[str, Any]]:
     return [members(item) for item in value[:_MAX_ITEMS]] if isinstance(value, list) else []
 
 
-def _number(value: Any) -> float | None:
-    """Return a number of JSON, which may be of any size; None for what is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if isfinite(number) else None
-
-
 def _kept(windows: Iterator[Window | None]) -> tuple[Window, ...]:
     return tuple([window for window in windows if window is not None])
 
@@ -323,7 +310,7 @@ def _claude(value: Mapping[str, Any], context: ResponseContext) -> Shown:
                 yield claude(short + family, limit, "percent")
 
     def claude(name: str, said: Any, used: str) -> Window | None:
-        percent = _number(members(said).get(used))
+        percent = finite_number(members(said).get(used))
         if percent is None:
             return None
         parts = {"utilization": percent / 100, "reset": said.get("resets_at")}
@@ -351,7 +338,7 @@ def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     def limit(said: Any, model: str | None) -> Iterator[Window | None]:
         for slot in ("primary", "secondary"):
             window = members(members(said).get(f"{slot}_window"))
-            length_s = _number(window.get("limit_window_seconds"))
+            length_s = finite_number(window.get("limit_window_seconds"))
             parts = {
                 "used-percent": window.get("used_percent"),
                 "window-minutes": None if length_s is None else length_s / 60,
@@ -392,7 +379,7 @@ def _copilot(value: Mapping[str, Any], context: ResponseContext) -> Shown:
 
 def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     data = members(value.get("data"))
-    limit, left = _number(data.get("limit")), _number(data.get("limit_remaining"))
+    limit, left = finite_number(data.get("limit")), finite_number(data.get("limit_remaining"))
     if limit is None or left is None or limit <= 0 or context.wall_now is None:
         return Shown(())
     period = str(data.get("limit_reset")).lower()

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from account_pool.core.json_values import NOT_READ, members
+from account_pool.core.json_values import NOT_READ, finite_number, members
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN
 
@@ -140,10 +140,8 @@ def jwt_claims(token: str) -> Mapping[str, Any]:
 
 def jwt_expires_at(token: str) -> float | None:
     """Return `exp`, seconds since the epoch (RFC 7519 4.1.4); None if it names none."""
-    value = jwt_claims(token).get("exp")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e11:
-        return None
-    return float(value)
+    at = finite_number(jwt_claims(token).get("exp"))
+    return at if at is not None and 0 < at < 1e11 else None
 
 
 # -- a token where a name belongs
