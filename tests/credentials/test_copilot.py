@@ -17,7 +17,6 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import (
     CopilotExchange,
-    EditorHeaders,
     Exchanged,
     ExchangeSettings,
     no_token_response,
@@ -37,14 +36,15 @@ from account_pool.providers.base import HostRule
 
 GITHUB = Secret("ghu_secret-of-me")
 ME = Account(provider="copilot", label="me")
+URL = "http://127.0.0.1:1/token"
 
 
 def exchange_with(
-    url: str, *hosts: HostRule, editor: EditorHeaders | None = None, proxy: str | None = None
+    url: str, *hosts: HostRule, editor_version: str = "", proxy: str | None = None
 ) -> CopilotExchange:
     return CopilotExchange(
         {"copilot": ExchangeSettings(token_url=url, hosts=hosts)},
-        editor or EditorHeaders(),
+        editor_version=editor_version,
         wall_clock=FakeClock(),
         http=Http(trust=ssl.create_default_context, proxy=proxy),
     )
@@ -62,7 +62,7 @@ async def test_what_is_sent_and_what_comes_back(github: FakeGitHub) -> None:
 
 
 async def test_the_client_last_seen_is_named(github: FakeGitHub) -> None:
-    exchange = exchange_with(github.url, editor=EditorHeaders("ed/9"))
+    exchange = exchange_with(github.url, editor_version="ed/9")
     exchange.client_seen({"editor-version": "ed/1", "user-agent": "plug/2", "cookie": "x"})
     await exchange.exchange(ME, GITHUB)
     headers = github.requests[0][1]
@@ -218,7 +218,6 @@ async def test_the_hosts_of_an_account(
     exchanged = await exchange_with(github.url).exchange(me, GITHUB)
     exchange = CopilotExchange(
         {"copilot": settings},
-        EditorHeaders(),
         wall_clock=FakeClock(),
         http=Http(trust=ssl.create_default_context),
     )
@@ -272,30 +271,34 @@ CLIENT = {
 
 
 def test_without_a_client_it_is_our_own_name() -> None:
-    assert EditorHeaders().headers() == {"user-agent": OWN_NAME, "editor-version": OWN_NAME}
+    assert exchange_with(URL).editor_headers() == {
+        "user-agent": OWN_NAME,
+        "editor-version": OWN_NAME,
+    }
 
 
 def test_the_option_names_the_editor_only() -> None:
-    assert EditorHeaders("ed/9").headers() == {"user-agent": OWN_NAME, "editor-version": "ed/9"}
+    of_option = exchange_with(URL, editor_version=" ed/9 ").editor_headers()
+    assert of_option == {"user-agent": OWN_NAME, "editor-version": "ed/9"}
 
 
 def test_the_client_last_seen_comes_first_and_only_its_editor_headers() -> None:
-    editor = EditorHeaders("ed/9")
+    editor = exchange_with(URL, editor_version="ed/9")
     editor.client_seen(CLIENT)
     expected = {name: CLIENT[name] for name in list(CLIENT)[:5]}
-    assert editor.headers() == expected
+    assert editor.editor_headers() == expected
     editor.client_seen({"editor-version": "other/1"})
-    assert editor.headers() == {"user-agent": OWN_NAME, "editor-version": "other/1"}
+    assert editor.editor_headers() == {"user-agent": OWN_NAME, "editor-version": "other/1"}
 
 
 def test_what_is_no_editor_changes_nothing() -> None:
-    editor = EditorHeaders()
+    editor = exchange_with(URL)
     editor.client_seen(CLIENT)
-    before = editor.headers()
+    before = editor.editor_headers()
     editor.client_seen({"user-agent": "curl/8"})
     editor.client_seen({"editor-version": "x" * 500})
     editor.client_seen({"editor-version": "a\r\nb: c"})
-    assert editor.headers() == before
+    assert editor.editor_headers() == before
 
 
 # -- what GitHub's answers mean, and what clients get of them

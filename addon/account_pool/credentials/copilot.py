@@ -18,13 +18,13 @@ every real token, stays here: only fields known to be harmless are repeated, the
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Struct
 
 from account_pool.core.account import Account
@@ -60,37 +60,6 @@ EDITOR_HEADERS = (
 _USUAL_VALUE = LazyPattern(r"[\x20-\x7e]{1,200}\Z")
 
 
-class EditorHeaders:
-    """Remembers the editor last seen. One object for all accounts; it survives reloads.
-
-    Attributes:
-        version: value of `pool_editor_version`, such as "vscode/1.104.0"; "" for none.
-    """
-
-    def __init__(self, version: str = "") -> None:
-        self.version = version
-        self._seen: Mapping[str, str] = {}
-
-    def client_seen(self, headers: Mapping[str, str]) -> None:
-        """Remember the editor headers of a client's request (lower-case names).
-
-        A request without `editor-version` is not an editor's and changes nothing:
-        command line clients do not exchange tokens.
-        """
-        if _USUAL_VALUE.match(headers.get("editor-version", "")):
-            self._seen = {
-                name: headers[name]
-                for name in EDITOR_HEADERS
-                if _USUAL_VALUE.match(headers.get(name, ""))
-            }
-
-    def headers(self) -> dict[str, str]:
-        """Return the headers an exchange takes, lower-case names."""
-        own = {"user-agent": OWN_NAME, "editor-version": self.version.strip() or OWN_NAME}
-        # A client that has no user-agent of its own gets ours: GitHub requires one.
-        return {**own, **self._seen}
-
-
 DEFAULT_TOKEN_URL = "https://api.github.com/copilot_internal/v2/token"  # noqa: S105 - an address
 #: Seconds for one exchange, from the connection to the end of the body.
 EXCHANGE_TIMEOUT_S = 15.0
@@ -120,19 +89,21 @@ class ExchangeSettings(Struct, frozen=True, kw_only=True):
 
 
 class CopilotExchange:
-    """Exchanges tokens for the accounts of all Copilot providers."""
+    """Exchanges tokens for the accounts of all Copilot providers; it survives reloads."""
 
     def __init__(
         self,
         settings: Mapping[str, ExchangeSettings],
-        editor: EditorHeaders,
         *,
+        editor_version: str = "",
         wall_clock: Callable[[], float],
         http: Http,
     ) -> None:
-        """Take the settings by provider name."""
+        """Take the settings by provider name, and `pool_editor_version`: "vscode/1.104.0"."""
         self._settings = settings
-        self._editor = editor
+        self._editor_version = editor_version.strip() or OWN_NAME
+        #: of the editor that was seen last
+        self._seen: Mapping[str, str] = {}
         self._wall_clock = wall_clock
         self._http = http
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -150,8 +121,22 @@ class CopilotExchange:
         return provider in self._settings
 
     def client_seen(self, headers: Mapping[str, str]) -> None:
-        """Remember the editor headers of a client's request (lower-case names)."""
-        self._editor.client_seen(headers)
+        """Remember the editor headers of a client's request (lower-case names).
+
+        A request without `editor-version` is not an editor's and changes nothing:
+        command line clients do not exchange tokens.
+        """
+        if _USUAL_VALUE.match(headers.get("editor-version", "")):
+            self._seen = {
+                name: headers[name]
+                for name in EDITOR_HEADERS
+                if _USUAL_VALUE.match(headers.get(name, ""))
+            }
+
+    def editor_headers(self) -> dict[str, str]:
+        """Return the headers an exchange takes, lower-case names."""
+        # A client that has no user-agent of its own gets ours: GitHub requires one.
+        return {"user-agent": OWN_NAME, "editor-version": self._editor_version, **self._seen}
 
     async def exchange(self, account: Account, github: Secret) -> Exchanged:
         """Return a fresh Copilot token for *account*.
@@ -216,7 +201,7 @@ class CopilotExchange:
     async def _ask(self, url: str, github: Secret) -> HttpResponse:
         """Send the request and return the response. Raises ExchangeFailed."""
         headers = {
-            **self._editor.headers(),
+            **self.editor_headers(),
             "authorization": f"token {github.reveal()}",
             "accept": "application/json",
         }
@@ -418,13 +403,15 @@ def placeholder_response(for_clients: Mapping[str, Any], wall_now: float) -> Loc
     fields = {"tid": "pool", "exp": str(expires_at), **for_clients.get("token", {})}
     token = ";".join(f"{name}={value}" for name, value in fields.items()) + ":pool"
     times = {"expires_at": expires_at, "refresh_in": CLIENT_REFRESH_IN_S}
-    return LocalResponse(200, _HEADERS, _json({**for_clients, **times, "token": token}))
+    return LocalResponse(
+        200, _HEADERS, msgspec.json.encode({**for_clients, **times, "token": token})
+    )
 
 
 def no_token_response(message: str, retry_after_s: int) -> LocalResponse:
     """Answer an exchange while no account has a token, in GitHub's envelope."""
     headers = (*_HEADERS, ("retry-after", str(retry_after_s)))
-    return LocalResponse(503, headers, _json({"message": message}))
+    return LocalResponse(503, headers, msgspec.json.encode({"message": message}))
 
 
 def _endpoints(endpoints: Any, api_is_trusted: bool) -> dict[str, str]:
@@ -454,7 +441,3 @@ def _token_fields(token: str) -> dict[str, str]:
         if (name in _KEPT_SWITCHES and value in ("0", "1"))
         or (name in _KEPT_WORDS and _SHORT_WORD.match(value))
     }
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

@@ -35,7 +35,7 @@ from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
 from account_pool.core.usage import Counted
 from account_pool.credentials.acquire import AcquireContext, CodeAssist
-from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
+from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.http import Http, ProxyGate
 from account_pool.credentials.keeper import Keeper, Publish
 from account_pool.credentials.oauth import OAuthSource
@@ -415,7 +415,7 @@ def make_keeper(
     *store* keeps the tokens of logins that are refreshed. Raises StoreError.
     """
     copilot = CopilotExchange(
-        {}, EditorHeaders(editor_version), wall_clock=time.time, http=own_http(options)
+        {}, editor_version=editor_version, wall_clock=time.time, http=own_http(options)
     )
     context = make_acquire_context(loaded, copilot, None, store, options)
     return Keeper(loaded.accounts, publish, context, wall_clock=time.time)
