@@ -30,7 +30,6 @@ from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.command import CommandSource
 from account_pool.credentials.copilot import (
     CopilotExchange,
-    EditorHeaders,
     Exchanged,
     ExchangeSettings,
     read_token,
@@ -541,7 +540,6 @@ async def test_everything_together_over_real_http(
     github.script = [(200, {}, answer()), (200, {}, answer("tid=b:x")), (403, {}, no_seat)]
     exchange = CopilotExchange(
         {"copilot": ExchangeSettings(token_url=github.url)},
-        EditorHeaders(),
         wall_clock=clock,
         http=Http(trust=ssl.create_default_context),
     )

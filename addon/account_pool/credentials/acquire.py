@@ -6,7 +6,6 @@ and runs no timer: `keeper.py` does. Here is also what is asked of Code Assist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -302,15 +301,10 @@ MAX_MESSAGE_CHARS = 200
 #: Project ids and numbers of Google Cloud, and the managed ones of Code Assist.
 _PROJECT = LazyPattern(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}\Z")
 #: No editor and no plugin asks.
-_QUESTION = json.dumps(
-    {
-        "metadata": {
-            "ideType": "IDE_UNSPECIFIED",
-            "platform": "PLATFORM_UNSPECIFIED",
-            "pluginType": "PLUGIN_UNSPECIFIED",
-        }
-    }
-).encode()
+_QUESTION = (
+    b'{"metadata": {"ideType": "IDE_UNSPECIFIED", "platform": "PLATFORM_UNSPECIFIED", '
+    b'"pluginType": "PLUGIN_UNSPECIFIED"}}'
+)
 _HOW = "write project: ... at the account in accounts.yaml"
 
 

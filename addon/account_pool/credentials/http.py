@@ -16,7 +16,6 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
 from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -88,14 +87,18 @@ class ExchangeFailed(Exception):
         passes: it may work the next time; False: only the owner can cure it.
     """
 
-    passes = True
-
     def __init__(
-        self, text: str, retry_after_s: float | None = None, *, is_wait: bool = False
+        self,
+        text: str,
+        retry_after_s: float | None = None,
+        *,
+        is_wait: bool = False,
+        passes: bool = True,
     ) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
         self.is_wait = is_wait
+        self.passes = passes
 
 
 class HttpResponse(Struct, frozen=True, kw_only=True):
@@ -421,17 +424,12 @@ def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> flo
     waited after whatever it names.
     """
     value = headers.get("retry-after", "").strip()
-    wait_s: float | None = None
     if value.isascii() and value.isdigit():
-        wait_s = float(value)
-    elif value:
-        try:
-            wait_s = parsedate_to_datetime(value).timestamp() - wall_now
-        except (ValueError, OverflowError):
-            wait_s = None
-    elif headers.get("x-ratelimit-remaining") == "0":
-        reset = headers.get("x-ratelimit-reset", "")
-        wait_s = float(reset) - wall_now if reset.isascii() and reset.isdigit() else None
+        wait_s: float | None = float(value)  # however long it is
+    else:
+        wait_s = reset_hints.retry_after(value, wall_now)
+    if not value and headers.get("x-ratelimit-remaining") == "0":
+        wait_s = reset_hints.instant(headers.get("x-ratelimit-reset"), wall_now)
     if wait_s is None:
         return LIMITED_S if status == 429 else None
-    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)
+    return min(wait_s, LONGEST_RETRY_AFTER_S)

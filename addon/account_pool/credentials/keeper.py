@@ -89,12 +89,6 @@ class Timing(Struct, frozen=True, kw_only=True):
     chance: Callable[[], float]
 
 
-class _SourceFailed(ExchangeFailed):
-    """The source has no usable credential: its owner has to act."""
-
-    passes = False
-
-
 class AccountCredential:
     """The credentials that one account has now.
 
@@ -293,7 +287,7 @@ class AccountCredential:
     def _source_failed(self, error: CredentialError) -> float:
         # Nothing to fall back on but a token that is still good.
         self.unreadable = True
-        failed = _SourceFailed(f"{self.entry.source.describe()}: {error}")
+        failed = ExchangeFailed(f"{self.entry.source.describe()}: {error}", passes=False)
         wait_s = self._failed(failed, SOURCE_FIRST_FAILURES)
         # Reading a file costs nothing, and notices a write or a changed mode.
         return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s

@@ -283,14 +283,6 @@ _ACCOUNT_ID = LazyPattern(r"[A-Za-z0-9-]{1,100}\Z")
 class LoginEnded(ExchangeFailed):
     """The login is over, unless somebody else has newer tokens of it."""
 
-    passes = False
-
-
-class WrongSettings(ExchangeFailed):
-    """What was written in accounts.yaml is wrong."""
-
-    passes = False
-
 
 class AnswerLost(ExchangeFailed):
     """What came back says nothing of the refresh token: it may be spent."""
@@ -353,12 +345,13 @@ def read_refusal(
     code, message = _reason(response.fields(), secrets)
     reason = " ".join(part for part in (code, f"({message})" if message else "") if part)
     if code in ENDED_CODES:
-        return LoginEnded(reason)
+        return LoginEnded(reason, passes=False)
     described = f"the refresh answered {response.status}" + (f": {reason}" if reason else "")
     if code in SETTINGS_CODES and response.status in (400, 401, 403):
-        return WrongSettings(
+        return ExchangeFailed(
             f"{described}; correct client_id, client_secret, scope and style of its oauth",
             SETTINGS_WAIT_S,
+            passes=False,
         )
     wait_s = retry_after(response.headers, wall_now, response.status)
     # Only what says that the request was wrong was not done (RFC 9110, section 15.5): a gateway
