@@ -18,7 +18,7 @@ from tests.proxy.helpers import OK, post1
 
 
 def test_ours_is_used_here():
-    assert http_layer.quick_http1() is http1
+    assert http_layer.own_http(1) is http1
     assert http_layer._QUICK is http1
 
 
@@ -30,7 +30,7 @@ def test_a_private_part_is_gone(monkeypatch, caplog, missing):
     monkeypatch.delitem(sys.modules, "account_pool.proxy.http1")
     monkeypatch.delattr(account_pool.proxy, "http1")
     monkeypatch.setitem(sys.modules, missing, None)
-    assert http_layer.quick_http1() is None
+    assert http_layer.own_http(1) is None
     assert "mitmproxy's own HTTP/1 is used (ModuleNotFoundError)" in caplog.text
 
 
@@ -51,7 +51,7 @@ def test_a_private_part_behaves_otherwise(monkeypatch, name, function):
     monkeypatch.setattr(http1, "read", type("read", (), {**vars(read), name: function}))
     for other in ("_read_request_line", "_read_response_line", "_read_headers"):
         monkeypatch.setattr(http1.read, other, staticmethod(getattr(http1.read, other)))
-    assert http_layer.quick_http1() is None
+    assert http_layer.own_http(1) is None
 
 
 def test_requests_are_served_without_it(rig_of, monkeypatch):

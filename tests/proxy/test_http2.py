@@ -777,7 +777,7 @@ def test_a_table_of_headers_that_shrinks_twice_before_the_next_request(rig):
 
 
 def test_ours_is_used_here():
-    assert http_layer.own_http2() is http2
+    assert http_layer.own_http(2) is http2
     assert http_layer._HTTP2 is http2
 
 
@@ -786,7 +786,7 @@ def test_a_private_part_is_gone(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "account_pool.proxy.http2")
     monkeypatch.delattr(account_pool.proxy, "http2")
     monkeypatch.setitem(sys.modules, "mitmproxy.proxy.layers.http._http2", None)
-    assert http_layer.own_http2() is None
+    assert http_layer.own_http(2) is None
     assert "mitmproxy's own HTTP/2 is used (ModuleNotFoundError)" in caplog.text
 
 
@@ -796,7 +796,7 @@ def test_a_private_part_behaves_otherwise(monkeypatch, name):
         raise TypeError("takes another argument now")
 
     monkeypatch.setattr(http2.PoolHttp2Client, name, broken)
-    assert http_layer.own_http2() is None
+    assert http_layer.own_http(2) is None
 
 
 def test_requests_are_served_without_it(rig_of, monkeypatch):

@@ -6,6 +6,7 @@ looks after the attempts of one client: none waits for a connection that has gon
 
 from __future__ import annotations
 
+import importlib
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -40,32 +41,18 @@ from account_pool.supervision import where
 logger = logging.getLogger(__name__)
 
 
-def quick_http1() -> ModuleType | None:
-    """Return `http1`, or None where the private parts it stands on are not as it knows them."""
+def own_http(version: int) -> ModuleType | None:
+    """Return `http1` or `http2`; None where the private parts it stands on are not as known."""
     try:
-        from account_pool.proxy import http1  # noqa: PLC0415 - may fail
-
-        http1.check()
+        module = importlib.import_module(f"account_pool.proxy.http{version}")
+        module.check()
     except Exception as e:
-        logger.info(f"account-pool: mitmproxy's own HTTP/1 is used ({type(e).__name__})")
+        logger.info(f"account-pool: mitmproxy's own HTTP/{version} is used ({type(e).__name__})")
         return None
-    return http1
+    return module
 
 
-def own_http2() -> ModuleType | None:
-    """Return `http2`, or None where the private parts it stands on are not as it knows them."""
-    try:
-        from account_pool.proxy import http2  # noqa: PLC0415 - may fail
-
-        http2.check()
-    except Exception as e:
-        logger.info(f"account-pool: mitmproxy's own HTTP/2 is used ({type(e).__name__})")
-        return None
-    return http2
-
-
-_QUICK = quick_http1()
-_HTTP2 = own_http2()
+_QUICK, _HTTP2 = own_http(1), own_http(2)
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
