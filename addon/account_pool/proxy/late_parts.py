@@ -17,11 +17,11 @@ from msgspec import Struct
 from account_pool.config.options import OptionValue
 from account_pool.core.account import AccountKey
 from account_pool.credentials.http import Http
+from account_pool.proxy.fleet import SharedNotices
 from account_pool.proxy.service import Service
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
-    from account_pool.proxy.fleet import SharedNotices
     from account_pool.proxy.look_ups import HeadroomLookUps
     from account_pool.proxy.notifier import Notifier
     from account_pool.proxy.pricing import Ask, Pricing

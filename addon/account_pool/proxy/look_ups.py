@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Protocol
 
 from mitmproxy.options import Options
 
@@ -26,6 +25,7 @@ from account_pool.core.state import AccountState
 from account_pool.credentials.http import Http, HttpFailed, HttpResponse, retry_after
 from account_pool.providers import look_ups
 from account_pool.providers.look_ups import LOOK_UPS, USER_AGENT, Answer, LookUp, LookUps, Shown
+from account_pool.proxy.fleet import SharedNotices
 from account_pool.proxy.service import Service
 from account_pool.store.store import StoreError
 from account_pool.supervision import log_and_continue, tasks
@@ -38,13 +38,6 @@ LOOK_S = 5.0
 TIMEOUT_S, AT_ONCE = 15.0, 4
 #: How long whoever wants fresh figures waits for them, seconds.
 REFRESH_S = 8.0
-
-
-class Turns(Protocol):
-    """What the proxies on one store share, as `SharedNotices` has it."""
-
-    async def take_turn(self, name: str, every_s: float) -> bool:
-        """Say whether it is this proxy's turn; then nobody's for *every_s*. Raises StoreError."""
 
 
 class HeadroomLookUps:
@@ -60,7 +53,7 @@ class HeadroomLookUps:
         self._http_of = http_of
         self._options: Options | None = None
         self._on = self._started = False
-        self._turns: Callable[[], Turns | None] = lambda: None
+        self._turns: Callable[[], SharedNotices | None] = lambda: None
         self._is_vendors: Callable[[str], bool] = lambda _provider: True
         self._task: asyncio.Task[None] | None = None
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -72,7 +65,9 @@ class HeadroomLookUps:
         self._options, self._on = options, on
         self._begin()
 
-    def start(self, turns: Callable[[], Turns | None], is_vendors: Callable[[str], bool]) -> None:
+    def start(
+        self, turns: Callable[[], SharedNotices | None], is_vendors: Callable[[str], bool]
+    ) -> None:
         """Begin. Needs the running loop.
 
         Args:

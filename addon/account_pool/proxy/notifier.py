@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mitmproxy.options import Options
@@ -48,6 +48,7 @@ from account_pool.core.wrong import Wrong
 from account_pool.credentials.command import kill_group, started
 from account_pool.credentials.http import Http, HttpFailed
 from account_pool.filesystem import reason_of
+from account_pool.proxy.fleet import SharedNotices
 from account_pool.proxy.service import Service
 from account_pool.store.store import StoreError
 from account_pool.supervision import tasks
@@ -67,18 +68,6 @@ SEND_S = 10.0
 _OF_INTEREST = frozenset({Kind.COOLDOWN, Kind.RELEASE, Kind.DISABLE, Kind.ENABLE})
 
 
-class SharedLog(Protocol):
-    """The log that the proxies on one store share, as `SharedNotices` has it."""
-
-    async def note(
-        self, begun: Collection[Subject], ended: Collection[Subject]
-    ) -> Mapping[Subject, Verdict]:
-        """Decide which of these this proxy tells. Raises StoreError."""
-
-    async def noted(self) -> Collection[Subject]:
-        """Return the conditions that were told and are not over. Raises StoreError."""
-
-
 class Notifier:
     """Looks for what is to be told, and has it sent.
 
@@ -94,7 +83,7 @@ class Notifier:
         self._http_of = http_of
         self._senders: dict[Target | FromVariable, Sender] = {}
         self._options: Options | None = None
-        self._log: Callable[[], SharedLog | None] = lambda: None
+        self._log: Callable[[], SharedNotices | None] = lambda: None
         self._watch: Watch | None = None
         #: what this proxy knows while the log cannot be used
         self._rows: dict[Subject, Row] = {}
@@ -113,7 +102,7 @@ class Notifier:
             sender.close()
         self._begin()
 
-    def start(self, log: Callable[[], SharedLog | None]) -> None:
+    def start(self, log: Callable[[], SharedNotices | None]) -> None:
         """Begin to look. Needs the running loop. *log* returns the log, None before there is."""
         self._log, self._started = log, True
         self._service.pool.decisions.subscribe(self._decided)

@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
 from functools import cached_property, lru_cache
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from mitmproxy import http
@@ -32,6 +31,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secrets, mask, mask_fields
 from account_pool.core.decision_text import duration
+from account_pool.core.decisions import HasClocks
 from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.core.instruments import NOT_COUNTED, ServedAs
 from account_pool.core.json_values import NOT_READ
@@ -389,13 +389,6 @@ def _json(body: bytes) -> Any:
 # -- what it says of the account that gave it
 
 
-class Clock(Protocol):
-    """What tells the time: monotonic seconds, and seconds since the epoch."""
-
-    now: Callable[[], float]
-    wall_now: Callable[[], float]
-
-
 class ResponseObserver:
     """Observes the responses of one proxy.
 
@@ -405,13 +398,7 @@ class ResponseObserver:
         wrong_clock: what is wrong with this machine's clock, for people; "" if nothing is.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        pins: Pins,
-        usages: Usages,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, pool: Pool, pins: Pins, usages: Usages, clock: HasClocks) -> None:
         self.pool = pool
         self.hosts = HostIndex([])
         self._pins, self._usages = pins, usages
