@@ -118,6 +118,12 @@ def test_switches(tctx, spec, attribute):
     assert getattr(settings(tctx), attribute) is True
 
 
+def test_heads_are_taken_as_they_are(tctx):
+    assert settings(tctx).validates
+    tctx.options.set("validate_inbound_headers=false")
+    assert not settings(tctx).validates
+
+
 def test_proxyauth_lets_others_in(tctx):
     from mitmproxy.addons.proxyauth import ProxyAuth
 

@@ -26,7 +26,8 @@ from account_pool.providers.base import HostRule
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
 #: Options that our settings depend on, or that are refused.
 WATCHED = _NAMES | {
-    "proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit", "proxy_debug"
+    "proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit", "proxy_debug",
+    "validate_inbound_headers",
 }  # fmt: skip
 
 #: What follows where the option is set at all; and where it is in reverse mode.
@@ -60,6 +61,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         intercept_all: decrypt every host, as mitmproxy does by itself.
         remote: clients of other machines may be given an account.
         insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        validates: heads that mitmproxy would refuse are (validate_inbound_headers).
         body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
@@ -76,6 +78,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     intercept_all: bool = False
     remote: bool = False
     insecure: bool = False
+    validates: bool = True
     body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
@@ -176,6 +179,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         intercept_all=values["intercept"] == "all",
         remote=bool(values["allow_remote"]) or bool(getattr(options, "proxyauth", None)),
         insecure=bool(options.ssl_insecure),
+        validates=bool(options.validate_inbound_headers),
         body_limits=bool(options.stream_large_bodies or options.body_size_limit),
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),

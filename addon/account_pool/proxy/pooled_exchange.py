@@ -402,7 +402,7 @@ class PooledExchange(PooledUpload):
             event.response,
             self.flow.request,
             over_http2=self.context.client.alpn == b"h2",
-            validates=self.context.options.validate_inbound_headers,
+            validates=self.service.settings.validates,
         )
         if wrong is not None:
             yield from self._not_a_response(event.response, *wrong)
