@@ -40,7 +40,8 @@ _UNIT_S = {
     "week": 604_800.0,
     "month": 2_592_000.0,
 }
-_LETTER_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+#: By the letter behind the length of a window: `5h`, `7d`.
+LETTER_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 class ResponseContext(Struct, frozen=True):
@@ -96,14 +97,15 @@ def counted(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     )
 
 
-#: Of a window that is spent, whatever its share.
-_REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
+#: Of a window of a Claude subscription that is spent, whatever its share. `allowed_warning` and
+#: `queueing_soft` still serve.
+REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
 
 
 def unified(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     """Read `utilization` (0 to 1, may exceed 1), `status` and `reset` (epoch seconds)."""
     used = _number(parts.get("utilization"))
-    if str(parts.get("status")).strip().lower() in _REJECTED:
+    if str(parts.get("status")).strip().lower() in REJECTED:
         used = 1.0
     if used is None:
         return None
@@ -115,7 +117,7 @@ def unified(name: str, parts: Parts, context: ResponseContext) -> Window | None:
         # A code name (`7d_oi`) is part of no model's name, and covers none.
         model=f"*{family}*" if family else None,
         reset_at=_reset_at(parts.get("reset"), context),
-        length_s=float(length[:-1]) * _LETTER_S[length[-1]],
+        length_s=float(length[:-1]) * LETTER_S[length[-1]],
     )
 
 

@@ -229,6 +229,11 @@ def until_utc_monday(now: float | None) -> float | None:
     return _until(now, UTC, lambda today: today + timedelta(days=7 - today.weekday()))
 
 
+def until_utc_month(now: float | None) -> float | None:
+    """Return the seconds until the next month begins in UTC."""
+    return _until(now, UTC, lambda today: (today.replace(day=1) + timedelta(32)).replace(day=1))
+
+
 def until_pacific_midnight(now: float | None) -> float | None:
     """Return the seconds until the next day begins in Los Angeles, DST considered."""
     return _until(now, _pacific(), lambda today: today + timedelta(days=1))

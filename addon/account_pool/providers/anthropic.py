@@ -20,6 +20,7 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.headroom_parsing import LETTER_S, REJECTED
 from account_pool.core.json_values import members
 from account_pool.core.meaning import LazyPattern, Meaning
 from account_pool.core.outcome import ErrorFacts, Scope
@@ -46,7 +47,7 @@ from account_pool.core.signals import (
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import (
-    NO_STEP,
+    MODELS,
     HostRule,
     LocalResponse,
     Provider,
@@ -74,7 +75,6 @@ _POOL_POST = frozenset(
         "/v1/messages/count_tokens",
     }
 )
-_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 # https://docs.anthropic.com/en/api
 STORED = StoredObjects.of("/v1", together=("files", "messages/batches", "skills"))
 
@@ -87,7 +87,7 @@ def route(head: RequestHead) -> Route:
     """
     pooled = (
         (head.method == "POST" and head.path in _POOL_POST)
-        or (head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None)
+        or (head.method == "GET" and MODELS.fullmatch(head.path) is not None)
         or STORED.route(head)
     )
     return Route.POOL if pooled and not is_subscription(head) else Route.PASS
@@ -129,9 +129,6 @@ def misplaced(token: str) -> str | None:
 _UNIFIED = "anthropic-ratelimit-unified-"
 # `5h`, `7d`: the whole account. `7d_oi`, `7d_opus`: one family of models.
 _WINDOW_STATUS = LazyPattern(_UNIFIED + r"(\d+[mhd])([_-](?!overage)\w+)?-status")
-#: Of a window that is spent. `allowed_warning` and `queueing_soft` still serve.
-_REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
-_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 #: Headers that name the moment of return.
 WINDOW_RESETS = tuple(
     f"{_UNIFIED}{window}reset" for window in ("", "5h-", "7d-", "7d_oi-", "7d_opus-", "7d_sonnet-")
@@ -142,13 +139,13 @@ def _rejected_windows(facts: ErrorFacts) -> Iterable[tuple[str, str | None]]:
     """Yield the spent windows: (name such as "5h", family or None)."""
     for name, value in facts.headers.items():
         found = _WINDOW_STATUS.fullmatch(name)
-        if found and value.strip().lower() in _REJECTED:
+        if found and value.strip().lower() in REJECTED:
             yield found[1], found[2]
 
 
 def _is_spent(facts: ErrorFacts) -> bool:
     """Say whether the response as a whole is rejected for a window."""
-    return facts.headers.get(_UNIFIED + "status", "").strip().lower() in _REJECTED
+    return facts.headers.get(_UNIFIED + "status", "").strip().lower() in REJECTED
 
 
 def _account_window_spent(facts: ErrorFacts) -> bool:
@@ -157,11 +154,11 @@ def _account_window_spent(facts: ErrorFacts) -> bool:
 
 def _short_account_window_spent(facts: ErrorFacts) -> bool:
     lengths = [
-        int(window[:-1]) * _UNIT_S[window[-1]]
+        int(window[:-1]) * LETTER_S[window[-1]]
         for window, family in _rejected_windows(facts)
         if family is None
     ]
-    return bool(lengths) and max(lengths) <= _UNIT_S["h"]
+    return bool(lengths) and max(lengths) <= LETTER_S["h"]
 
 
 def _family_window_spent(facts: ErrorFacts) -> bool:

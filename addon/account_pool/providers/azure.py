@@ -101,7 +101,8 @@ def swap(account: Account, credential: Credential) -> Swap:
     token = credential.secret.reveal()
     is_entra = _JWT.fullmatch(token) is not None
     bearer = (b"authorization", f"Bearer {token}".encode())
-    deployments = _deployments(companions.get("deployments"))
+    # {name the client asks for: deployment of the account}
+    deployments = json.loads(companions.get("deployments") or "{}")
     of_account = Swap(
         headers=(bearer if is_entra else (b"api-key", token.encode()),),
         drop=_CREDENTIAL_HEADERS,
@@ -121,11 +122,6 @@ _CREDENTIAL_HEADERS = frozenset(
     {b"api-key", b"authorization", b"ocp-apim-subscription-key", b"x-api-key"}
 )
 _CREDENTIAL_QUERY = ("api-key", "subscription-key")
-
-
-def _deployments(text: str | None) -> Mapping[str, str]:
-    """Return {name the client asks for: deployment of the account}."""
-    return json.loads(text) if text else {}
 
 
 def _path_of(deployments: Mapping[str, str]) -> Callable[[str], str]:

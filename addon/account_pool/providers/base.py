@@ -25,6 +25,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.headroom_parsing import COUNTED_WINDOWS
 from account_pool.core.json_values import NOT_READ
 from account_pool.core.lease import NO_CONVERSATION, Conversation
+from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR, Verdict
@@ -67,6 +68,8 @@ _NOTHING = msgspec.Raw(b"")
 #: Begins a pattern of paths: one with a step up ("..") in any spelling is another path to a
 #: server. https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4; many decode first.
 NO_STEP = r"(?!(?is:.*(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z)))"
+#: The list of models, and one of it.
+MODELS = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 
 
 class Body(msgspec.Struct):

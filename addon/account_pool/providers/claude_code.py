@@ -22,7 +22,7 @@ from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions
 from account_pool.providers.anthropic import RULES, WAITS, WINDOW_RESETS
 from account_pool.providers.base import (
-    NO_STEP,
+    MODELS,
     HostRule,
     Provider,
     RequestHead,
@@ -34,7 +34,6 @@ from account_pool.providers.base import (
 # -- who serves a request
 
 _POOL_POST = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 # What it asks when it has just been given a login. A real login is asked about itself.
 _ABOUT_LOGIN = frozenset({"/api/oauth/claude_cli/roles", "/api/oauth/profile"})
 _CLIENT = LazyPattern(r"claude-(?:cli|code)/", re.IGNORECASE)
@@ -53,7 +52,7 @@ def route(head: RequestHead) -> Route:
         pooled = head.path in _POOL_POST
     elif head.method == "GET":
         about_login = head.path in _ABOUT_LOGIN and not _has_login(head)
-        pooled = about_login or _POOL_GET.fullmatch(head.path) is not None
+        pooled = about_login or MODELS.fullmatch(head.path) is not None
     else:
         pooled = False
     return Route.POOL if pooled else Route.PASS

@@ -62,19 +62,14 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
     def route(head: RequestHead) -> Route:
         return _route_under_any_prefix(base, head)
 
-    changed = replace(
-        base, name=name, hosts=tuple(hosts), env=(), route=route, error_marks=_marks(base)
-    )
+    # Services may fail without an `error`.
+    marks = HAS_FAILURE if base.error_marks is HAS_ERROR else base.error_marks
+    changed = replace(base, name=name, hosts=tuple(hosts), env=(), route=route, error_marks=marks)
     if base.signals is not None:
         # How far the limits of its plans reach is not known: as far as they say.
         signals = replace(base.signals, plan_scope=Scope.ACCOUNT)
         changed = replace(changed, signals=signals, classify=signals.classify)
     return behind_gateway(changed)
-
-
-def _marks(base: Provider) -> re.Pattern[bytes]:
-    """Return the marks of *base*, and those of services that fail without an `error`."""
-    return HAS_FAILURE if base.error_marks is HAS_ERROR else base.error_marks
 
 
 #: Deepest prefix that is looked for.

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from itertools import islice
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from account_pool.core import reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cooldown, covers
 from account_pool.core.credential import Credential
@@ -382,32 +382,27 @@ def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     limit, left = finite_number(data.get("limit")), finite_number(data.get("limit_remaining"))
     if limit is None or left is None or limit <= 0 or context.wall_now is None:
         return Shown(())
-    period = str(data.get("limit_reset")).lower()
+    period = _PERIODS.get(str(data.get("limit_reset")).lower())
+    length_s, until = period or _PERIODS["monthly"]
+    reset_s = until(context.wall_now) if period else None
     window = Window(
         name="credit",
         share=min(max(left / limit, 0.0), 1.0),
         told_at=context.now,
-        length_s=_PERIOD_S.get(period, _PERIOD_S["monthly"]),
+        reset_at=math.inf if reset_s is None else context.now + reset_s,
+        length_s=length_s,
         limit=limit,
         remaining=max(left, 0.0),
     )
-    if period in _PERIOD_S:
-        reset_s = _next(period, context.wall_now) - context.wall_now
-        window = window._replace(reset_at=context.now + reset_s)
     return Shown((window,))
 
 
-_PERIOD_S = {"daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_592_000.0}
-
-
-def _next(period: str, wall_now: float) -> float:
-    """Return when the next day, week or month begins in UTC, seconds since the epoch."""
-    now = datetime.fromtimestamp(wall_now, UTC)
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "monthly":
-        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
-    days = 1 if period == "daily" else 7 - today.weekday()
-    return (today + timedelta(days=days)).timestamp()
+#: Length in seconds, and how long it is until the next one.
+_PERIODS = {
+    "daily": (86_400.0, reset_hints.until_utc_midnight),
+    "weekly": (604_800.0, reset_hints.until_utc_monday),
+    "monthly": (2_592_000.0, reset_hints.until_utc_month),
+}
 
 
 #: By name of the built-in provider.

@@ -35,7 +35,7 @@ from account_pool.core.signals import (
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, sessions
 from account_pool.providers.base import (
-    NO_STEP,
+    MODELS,
     HostRule,
     LocalResponse,
     Provider,
@@ -69,7 +69,6 @@ _POOL_POST = frozenset(
         "/v1/responses/input_tokens",
     }
 )
-_POOL_GET = LazyPattern(NO_STEP + r"/v1/models(?:/[^/]+)?")
 _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 
 
@@ -100,7 +99,7 @@ def route(head: RequestHead) -> Route:
         return Route.PASS
     if is_websocket(head):
         return _websocket_route(head)
-    return Route.POOL if _POOL_GET.fullmatch(head.path) else Route.PASS
+    return Route.POOL if MODELS.fullmatch(head.path) else Route.PASS
 
 
 def _websocket_route(head: RequestHead) -> Route:
