@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
@@ -141,12 +141,7 @@ def find(
     for key, ends_at in (login_ends or {}).items():
         if 0 < ends_at - wall_now < ENDING_S:
             text = f"{key}: its login ends in {duration(ends_at - wall_now)}; log in again"
-            subject = Subject(Event.LOGIN_ENDING, str(key))
-            until = now + ends_at - wall_now
-            told = Notification(
-                subject=subject, text=text, provider=key.provider, account=key, until=until
-            )
-            found.add(told)
+            _add(found, key, Event.LOGIN_ENDING, text, until=now + ends_at - wall_now)
     if state_problem is not None:
         why = _plain(state_problem)
         text = f"cooldowns and sessions are kept in memory only: {why}"
@@ -183,27 +178,29 @@ def _look_at_account(
         name = window.name if window.model is None else f"{window.name} {one_line(window.model)}"
         used = 1.0 - window.share
         for event, mark in _MARKS:
-            subject = Subject(event, str(key), name)
-            if used < mark - (SLACK if subject in before else 0.0):
+            if used < mark - (SLACK if Subject(event, str(key), name) in before else 0.0):
                 continue
             left = f", it is reset in {duration(window.reset_at - now)}"
             text = f"{key} has used {used:.0%} of its window {name}"
-            told = Notification(
-                subject=subject,
-                text=text + (left if window.reset_at < inf else ""),
-                provider=key.provider,
-                account=key,
+            _add(
+                found,
+                key,
+                event,
+                text + (left if window.reset_at < inf else ""),
+                name,
                 model=window.model,
                 window=window.name,
                 used=round(used, 4),
                 until=window.reset_at,
             )
-            found.add(told)
 
 
-def _add(found: Found, key: AccountKey, event: Event, text: str) -> None:
-    subject = Subject(event, str(key))
-    found.add(Notification(subject=subject, text=text, provider=key.provider, account=key))
+def _add(
+    found: Found, key: AccountKey, event: Event, text: str, detail: str = "", **more: Any
+) -> None:
+    """Add a condition of the account *key*; *more*: further fields of `Notification`."""
+    subject = Subject(event, str(key), detail)
+    found.add(Notification(subject=subject, text=text, provider=key.provider, account=key, **more))
 
 
 def _look_at_provider(

@@ -45,10 +45,6 @@ MAX_PASSED_BYTES = 256 * 1024 * 1024
 _FREE_BYTES, _MAX_RATIO = 8 * 1024 * 1024, 512
 
 
-class UnknownEncoding(ValueError):
-    """A content-encoding that cannot be read here."""
-
-
 class Decoder:
     """Undoes a content-encoding incrementally.
 
@@ -57,7 +53,7 @@ class Decoder:
         max_bytes: stop decoding beyond so many bytes; what was decoded stays valid.
         streams: it may be packed event by event.
 
-    Raises UnknownEncoding.
+    Raises ValueError for an encoding that cannot be read here.
     """
 
     def __init__(self, encoding: str, *, max_bytes: int, streams: bool = True) -> None:
@@ -110,7 +106,7 @@ class End:
         self._is_plain = is_none(encoding)
         try:
             self._decoder: Decoder | None = Decoder(encoding, max_bytes=MAX_PASSED_BYTES)
-        except UnknownEncoding:
+        except ValueError:
             self._decoder = None
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -190,7 +186,7 @@ def _names(encoding: str) -> list[str]:
 def _steppers(encoding: str, bytes_per_frame: int | None) -> list[_Step]:
     names = _names(encoding)
     if len(names) > _MAX_ENCODINGS:
-        raise UnknownEncoding(f"cannot read {len(names)} content-encodings")
+        raise ValueError(f"cannot read {len(names)} content-encodings")
     return [_stepper(name, bytes_per_frame) for name in reversed(names)]
 
 
@@ -205,7 +201,7 @@ def _stepper(encoding: str, bytes_per_frame: int | None) -> _Step:
         case "zstd":
             return _Frames(_zstd_frame, bytes_per_frame).feed
         case _:
-            raise UnknownEncoding(f"cannot read content-encoding {encoding!r}")
+            raise ValueError(f"cannot read content-encoding {encoding!r}")
 
 
 #: A method that came with the bound, which itself cannot be asked for.
@@ -215,7 +211,7 @@ _BROTLI_HAS_BOUND = hasattr(brotli.Decompressor, "can_accept_more_data")
 def _brotli() -> _Step:
     if not _BROTLI_HAS_BOUND:
         _tell_of_brotli()
-        raise UnknownEncoding("cannot read content-encoding 'br' within bounds")
+        raise ValueError("cannot read content-encoding 'br' within bounds")
     process = brotli.Decompressor().process
     return lambda data, limit: bytes(process(data, output_buffer_limit=limit))
 

@@ -64,10 +64,10 @@ def comment(flow: http.HTTPFlow, text: str) -> None:
     flow.metadata[COMMENT] = text
 
 
-def mark_truncated(flow: http.HTTPFlow, what: str) -> None:
-    """Say that a body on *flow* is not all of it."""
+def mark_truncated(flow: http.HTTPFlow, what: str, kept: str = "") -> None:
+    """Say that what *flow* has is not all of it; *kept*: how much is, of a body if not given."""
     flow.metadata[TRUNCATED] = True
-    note = f"{what} ({MAX_COPY_BYTES // 1024} KiB)"
+    note = f"{what} ({kept or f'{MAX_COPY_BYTES // 1024} KiB'})"
     comment(flow, "; ".join(filter(None, (flow.metadata.get(COMMENT), note))))
 
 
@@ -448,7 +448,5 @@ class MessageRetention:
         if gone:
             del messages[:gone]
             if not flow.metadata.get(TRUNCATED):
-                flow.metadata[TRUNCATED] = True
-                note = f"only the last messages are kept ({MAX_SOCKET_BYTES // 1024**2} MiB)"
-                said = flow.metadata.get(COMMENT)
-                comment(flow, f"{said}; {note}" if said else note)
+                kept = f"{MAX_SOCKET_BYTES // 1024**2} MiB"
+                mark_truncated(flow, "only the last messages are kept", kept)

@@ -6,7 +6,7 @@ and every exception keeps the frames around it alive until the garbage collector
 together more than all the rest of this package does with a request. The values come from
 mitmproxy's own parser, which is used here as it is. Whatever is not in order (or not yet
 complete) is left to the base class. All of this stands on private parts of mitmproxy and
-h11: it is imported by `http_layer.quick_http1`, and left alone where `check` fails.
+h11: it is imported by `http_layer.own_http`, and left alone where `check` fails.
 
 Some things are mended on the way. Trailers end a message as if they were not there;
 mitmproxy's own classes stop at them. Interim responses (100, 102, 103) are read over;

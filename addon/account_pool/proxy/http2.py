@@ -22,7 +22,7 @@ mitmproxy takes the stream for done then, and goes on with the request.
 
 A connection that takes no new requests says so by its state, which leaves it only the
 reading: `HttpLayer` then opens another one. Stands on private parts of mitmproxy and h2:
-it is imported by `http_layer.own_http2`, and left alone where `check` fails.
+it is imported by `http_layer.own_http`, and left alone where `check` fails.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def on_sighup(
     """
     number = getattr(signal, "SIGHUP", None)
     if number is None:
-        return _nothing
+        return lambda _ends: None
     # `nohup` has it ignored: its user wants the proxy to outlive the terminal.
     in_terminal = _has_terminal() and signal.getsignal(number) is not signal.SIG_IGN
 
@@ -120,7 +120,7 @@ def on_sighup(
     try:
         loop.add_signal_handler(number, hung_up)
     except (NotImplementedError, RuntimeError, ValueError):
-        return _nothing
+        return lambda _ends: None
     # The loop still calls its own handler: it hears of every signal by a descriptor.
     signal.signal(number, lambda *_: at_once())
     signal.siginterrupt(number, False)
@@ -132,10 +132,6 @@ def on_sighup(
                 signal.signal(number, signal.SIG_IGN)
 
     return undo
-
-
-def _nothing(_ends: bool) -> None:
-    """There is nothing to undo."""
 
 
 def _has_terminal() -> bool:
