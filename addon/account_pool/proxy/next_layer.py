@@ -9,8 +9,6 @@ head comes in small pieces would go there as the client sent it, its own credent
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
 from typing import Protocol
 
 from mitmproxy.net.tls import starts_like_tls_record
@@ -24,6 +22,7 @@ from account_pool.admin.http import ADMIN_HOST
 from account_pool.providers import unswappable
 from account_pool.proxy import pooled_request, tunnels
 from account_pool.proxy.http_layer import PoolHttpLayer
+from account_pool.proxy.options import left_alone_by
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
@@ -97,19 +96,7 @@ def _is_http(context: Context, service: Service) -> bool:
         context.client.transport_protocol == "tcp"
         and target is not None
         and service.recognizer.claims(target.name, target.port)
-        and not _is_wanted_raw(context, f"{target.name}:{target.port}")
-    )
-
-
-def _is_wanted_raw(context: Context, host: str) -> bool:
-    """Say whether the user has told mitmproxy to leave *host* alone, or what it carries."""
-
-    def names(patterns: Sequence[str]) -> bool:
-        return any(re.search(pattern, host, re.IGNORECASE) for pattern in patterns)
-
-    options = context.options
-    return names([*options.ignore_hosts, *options.tcp_hosts]) or bool(
-        options.allow_hosts and not names(options.allow_hosts)
+        and not left_alone_by(context.options, f"{target.name}:{target.port}")
     )
 
 

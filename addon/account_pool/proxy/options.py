@@ -205,16 +205,20 @@ def conflicts(options: Options, hosts: Iterable[HostRule]) -> list[str]:
     if _get(options, "websocket") is False:
         lines.append("websocket: limits told inside a WebSocket are not noticed while it is false")
     for host in dict.fromkeys(f"{rule.host}:{rule.port}" for rule in hosts if not rule.subdomains):
-        ignored, allowed, raw = (
-            _get(options, name) or () for name in ("ignore_hosts", "allow_hosts", "tcp_hosts")
-        )
-        if _matches(ignored, host):
-            lines.append(f"ignore_hosts: it covers {host}, whose requests pass unpooled")
-        elif allowed and not _matches(allowed, host):
-            lines.append(f"allow_hosts: it leaves out {host}, whose requests pass unpooled")
-        elif _matches(raw, host):
-            lines.append(f"tcp_hosts: it covers {host}, whose requests pass unpooled")
+        if name := left_alone_by(options, host):
+            verb = "leaves out" if name == "allow_hosts" else "covers"
+            lines.append(f"{name}: it {verb} {host}, whose requests pass unpooled")
     return lines
+
+
+def left_alone_by(options: Options, host: str) -> str | None:
+    """Return the option that has mitmproxy not read what goes to *host* (with its port), if any."""
+    allowed = _get(options, "allow_hosts") or ()
+    if _matches(_get(options, "ignore_hosts") or (), host):
+        return "ignore_hosts"
+    if allowed and not _matches(allowed, host):
+        return "allow_hosts"
+    return "tcp_hosts" if _matches(_get(options, "tcp_hosts") or (), host) else None
 
 
 def _matches(patterns: Iterable[str], host: str) -> bool:
