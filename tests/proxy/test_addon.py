@@ -186,6 +186,21 @@ async def test_a_wrong_option_at_the_start(load, caplog):
     assert keys(addon) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("pool_max_attempts", "abc", '"abc" is not a whole number; write a number of 1 or more'),
+        ("pool_notify", "http://", "the address is malformed; write https://..."),
+    ],
+)
+async def test_an_option_that_cannot_be_read_is_one_line(load, caplog, option, value, said):
+    addon, tctx = load(**{option: value})
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert [line.startswith(f"account-pool: {option}: {said}") for line in errors] == [True]
+    assert addon.running() is None
+    assert not tctx.options.server
+
+
 async def test_proxy_debug_at_the_start_is_refused(load, caplog):
     addon, _ = load(proxy_debug=True)
     assert any("proxy_debug" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")

@@ -149,10 +149,83 @@ def test_the_command_line_comes_before_config_yaml(monkeypatch):
         assert options.given(tctx.options)["gate"] == 3.0
 
 
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        ("pool_retry_broken", True),
+        ("pool_retry_broken=", True),
+        ("pool_retry_broken=toggle", True),
+        ("pool_retry_broken=false", False),
+        ("pool_max_attempts=3", 3),
+        ("pool_max_wait=3", "3"),
+    ],
+)
+def test_a_text_of_the_command_line(spec, value):
+    with taddons.context() as tctx:
+        tctx.options.set(spec, defer=True)
+        options.add(Loader(tctx.master))
+        tctx.options.process_deferred()
+        assert getattr(tctx.options, spec.partition("=")[0]) == value
+
+
+def test_values_of_config_yaml_may_be_written_as_in_accounts_yaml():
+    with taddons.context() as tctx:
+        written = {"pool_max_wait": 30, "pool_drain": 2.5, "pool_fast": True}
+        tctx.options.update_defer(pool_notify=["desktop", "ntfy:topic"], **written)
+        options.add(Loader(tctx.master))
+        tctx.options.process_deferred()
+        assert options.given(tctx.options, written) == {
+            "max_wait": 30.0, "drain": 2.5, "fast": "on", "notify": '["desktop", "ntfy:topic"]'
+        }  # fmt: skip
+
+
+def test_what_is_of_no_type_is_all_named_at_once_and_never_shown_where_it_is_a_secret():
+    with taddons.context() as tctx:
+        tctx.options.set(
+            "pool_max_attempts=abc",
+            "pool_show_tokens=maybe",
+            "pool_state",
+            "pool_github_token=ghp-fake-one",
+            "pool_github_token=ghp-fake-two",
+            "pool_gate=1",
+            defer=True,
+        )
+        tctx.options.update_defer(pool_view_kept=None, pool_look_up="true", pool_prices=3)
+        with pytest.raises(exceptions.OptionsError) as caught:
+            options.add(Loader(tctx.master))
+        assert str(caught.value).splitlines() == [
+            'pool_max_attempts: "abc" is not a whole number; write a number of 1 or more such '
+            "as 10",
+            "pool_state: no value is not text; write text, in quotes, a mapping, or a list of "
+            "these",
+            "pool_github_token: it is set 2 times; set it once",
+            'pool_show_tokens: "maybe" is not true or false; write true or false',
+            'pool_look_up: "true" is not true or false; write true or false',
+            "pool_view_kept: no value is not a whole number; write a number such as 500",
+            "pool_prices: 3 is not text; write text, in quotes, a mapping, or a list of these",
+        ]
+        # What is left is taken over, and mitmproxy does not stumble.
+        tctx.options.process_deferred()
+        assert tctx.options.pool_gate == "1"
+
+
 # -- options of mitmproxy that requests of the pool do not follow
 
 
 HOSTS = [HostRule("api.example.com"), HostRule("api.example.com", 8443)]
+
+
+def test_a_name_that_no_option_has_is_said():
+    with taddons.context() as tctx:
+        tctx.options.set("pool_max_wiat=0", "pool_nonsense", "other=1", defer=True)
+        options.add(Loader(tctx.master))
+        tctx.options.process_deferred()
+        lines = conflicts(tctx.options, [])
+    assert lines[0] == "pool_max_wiat: the pool has no such option; did you mean pool_max_wait?"
+    assert lines[1].startswith(
+        "pool_nonsense: the pool has no such option; write one of accounts, "
+    )
+    assert len(lines) == 2
 
 
 def options_with(**values) -> Options:

@@ -69,6 +69,31 @@ class PoolOption(Struct, frozen=True):
         """The default to give to mitmproxy's `add_option`."""
         return f"{self.default:g}" if isinstance(self.default, float) else self.default
 
+    def typed(self, given: Any) -> str | int | bool:
+        """Return what mitmproxy's option is set to where *given* was written. Raises `Wrong`.
+
+        Args:
+            given: the texts after `--set name=`, as many as there are, or a value of config.yaml.
+        """
+        if isinstance(texts := getattr(given, "val", None), list):
+            if len(texts) > 1:
+                raise Wrong(f"it is set {len(texts)} times", "set it once")
+            return self._of_text(texts[0] if texts else None)
+        value = self.read(given)
+        return f"{value:.15g}" if isinstance(value, float) else value
+
+    def _of_text(self, text: str | None) -> str | int | bool:
+        if self.type is bool:
+            # Without a value it is true, as options of mitmproxy are.
+            known = {"": True, "true": True, "false": False, "toggle": not self.default}
+            return known[text or ""] if (text or "") in known else bool(self.check(text))
+        if self.type is int:
+            try:
+                return int(text or "")
+            except ValueError:
+                return int(self.check(text))  # says what is wrong
+        return text if text is not None else str(self.check(text))
+
     def read(self, text: Any) -> OptionValue:
         """Return the value of the mitmproxy option. Raises `Wrong`, a ValueError."""
         if self.type is float and isinstance(text, str):

@@ -133,13 +133,19 @@ class AccountPool:
         # Again when pool.py is reloaded: no option is deferred then.
         process.raise_limit()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
-        self.wiring.at_start |= options.add(loader)
+        try:
+            self.wiring.at_start |= options.add(loader)
+        except exceptions.OptionsError as e:
+            self._refuse(e)
         self._held_back |= listen.default_to_loopback()
         loader.master.commands.collect_commands(self.commands)
 
     def configure(self, updated: set[str]) -> None:
-        self.wiring.concealed.take(ctx.options)
+        if self._failed:
+            return
         self.service.unseen_until = -inf  # an option may have somebody look at flows
+        if self._configured:
+            self.wiring.concealed.take(ctx.options)
         if not self._configured:
             self._configured = True
             try:
@@ -155,17 +161,21 @@ class AccountPool:
     def _start(self) -> None:
         """Read the accounts for the first time."""
         try:
+            self.wiring.concealed.take(ctx.options)
             loaded = self.reloader.read(reload.START_S)
             self._siblings.check(
                 ctx.options, state=str(self.wiring.values(loaded.options)["state"])
             )
             self.wiring.start(loaded)
         except (ConfigError, exceptions.OptionsError, StoreError) as e:
-            # An ERROR during startup makes mitmproxy exit before it serves anybody.
-            self._failed = True
-            listen.nowhere()
-            for line in str(e).splitlines():
-                logger.error(f"account-pool: {line}")
+            self._refuse(e)
+
+    def _refuse(self, error: Exception) -> None:
+        """Say what is wrong. An ERROR during startup makes mitmproxy exit before it serves."""
+        self._failed = True
+        listen.nowhere()
+        for line in str(error).splitlines():
+            logger.error(f"account-pool: {line}")
 
     def running(self) -> Awaitable[None] | None:
         if self._failed:

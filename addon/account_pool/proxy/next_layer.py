@@ -45,19 +45,21 @@ class Undecided(Exception):
 
 def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> None:
     """Decide the next layer of a connection; leaves it open while data is missing."""
-    if nextlayer.layer is None:
+    is_open = nextlayer.layer is None
+    if is_open:
         try:
             if _is_tunnel(nextlayer, service):
                 nextlayer.layer = layers.TCPLayer(nextlayer.context, ignore=True)
                 return
         except Undecided:
             return  # asked again when there is more
-        built_in.next_layer(nextlayer)
-        if type(nextlayer.layer) is layers.TCPLayer and _is_http(nextlayer.context, service):
-            nextlayer.context.layers.remove(nextlayer.layer)
-            nextlayer.layer = None
-            if not _TLS_BEGINS.startswith(nextlayer.data_client()):
-                nextlayer.layer = layers.HttpLayer(nextlayer.context, HTTPMode.transparent)
+    built_in.next_layer(nextlayer)
+    raw = nextlayer.layer
+    if is_open and type(raw) is layers.TCPLayer and _is_http(nextlayer.context, service):
+        nextlayer.context.layers.remove(raw)
+        nextlayer.layer = None
+        if not _TLS_BEGINS.startswith(nextlayer.data_client()):
+            nextlayer.layer = layers.HttpLayer(nextlayer.context, HTTPMode.transparent)
     if nextlayer.layer is not None:
         tunnels.take_tls(nextlayer.layer, quick="direct" in service.settings.fast)
         nextlayer.layer = _with_ours(nextlayer.layer, service)

@@ -21,6 +21,7 @@ from msgspec import Struct, field
 from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, set_options
 from account_pool.core.browser import Allowed, read_hosts, read_origins
 from account_pool.core.steps import Limits
+from account_pool.core.wrong import unknown
 from account_pool.providers.base import HostRule
 
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
@@ -93,7 +94,10 @@ def add(loader: Loader) -> frozenset[str]:
     """Declare every option; return the names of those that were given at the start.
 
     mitmproxy defers what is set before it is declared. So a default that was given by hand is
-    known from one that was not: the first wins over accounts.yaml.
+    known from one that was not: the first wins over accounts.yaml. What is not of an option's
+    type is found here: mitmproxy would not load us, and neither serve nor say why.
+
+    Raises OptionsError that names all such options.
     """
     options = loader.master.options
     if POOL_OPTIONS[0].option not in options:
@@ -101,10 +105,20 @@ def add(loader: Loader) -> frozenset[str]:
         given = set_options(sys.argv[1:])
         options.set(*(f"{name}={value}" for name, value in given if name in _NAMES), defer=True)
     at_start = frozenset(options.deferred)
+    wrong = []
+    for option in POOL_OPTIONS:
+        if option.option in at_start:
+            try:
+                options.deferred[option.option] = option.typed(options.deferred[option.option])
+            except ValueError as e:
+                del options.deferred[option.option]
+                wrong.append(f"{option.option}: {e}")
     for option in POOL_OPTIONS:
         loader.add_option(
             option.option, option.typespec, option.option_default, option.help, option.choices
         )
+    if wrong:
+        raise exceptions.OptionsError("\n".join(wrong))
     return at_start
 
 
@@ -196,10 +210,17 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
 def conflicts(options: Options, hosts: Iterable[HostRule]) -> list[str]:
     """Return a line for each option of mitmproxy that requests of the pool will not follow.
 
+    And for each that was set although nobody has one of that name.
+
     Args:
         hosts: of the providers that have accounts.
     """
-    lines = [f"{name}: {text}" for name, text in _CONFLICTS.items() if _get(options, name)]
+    lines = [
+        f"{name}: the pool has no such option; {_likely(name.removeprefix('pool_'))}"
+        for name in options.deferred
+        if name.startswith("pool_")
+    ]
+    lines += [f"{name}: {text}" for name, text in _CONFLICTS.items() if _get(options, name)]
     if any(mode.startswith("reverse:") for mode in options.mode):
         lines += [f"{name}: {text}" for name, text in _REVERSE.items() if _get(options, name)]
     if _get(options, "websocket") is False:
@@ -209,6 +230,12 @@ def conflicts(options: Options, hosts: Iterable[HostRule]) -> list[str]:
             verb = "leaves out" if name == "allow_hosts" else "covers"
             lines.append(f"{name}: it {verb} {host}, whose requests pass unpooled")
     return lines
+
+
+def _likely(name: str) -> str:
+    # Without what all names begin with, by which all are alike.
+    hint = unknown(name, [option.name for option in POOL_OPTIONS])
+    return hint.replace("did you mean ", "did you mean pool_")
 
 
 def left_alone_by(options: Options, host: str) -> str | None:
