@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import random
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from account_pool.core.meaning import (
     is_about_model,
     meaning_of,
 )
+from account_pool.core.reset_hints import SAME_SECONDS, SECONDS, window_s
 
 EVERY_STATUS = (400, *sorted(ABOUT_ACCOUNT))
 
@@ -322,17 +324,49 @@ def test_total(message: str, noise: str, status: int) -> None:
     is_about_model(noise + message + noise, noise)
 
 
+def wording(message: str) -> str:
+    return SECONDS.sub(SAME_SECONDS, message)
+
+
 def test_a_sentence_is_read_once(monkeypatch) -> None:
     """Whatever asks about it: each pattern over prose costs as much as choosing an account."""
     read: list[str] = []
     seen = SimpleNamespace(search=read.append)
     monkeypatch.setattr("account_pool.core.meaning._EXTRA", seen)
     begins = "Rate limit reached for requests of sentences that are read once"
-    for wait in ("7 s", "8 s"):
-        message = f"{begins}. Please try again in {wait}."
+    for wait in ("7 s", "8.25s", "1m30s", "1574ms", "20 seconds", "2m0.5s"):
+        message = wording(f"{begins}. Please try again in {wait}.")
         assert meaning_of(429, message, frozenset()) is Meaning.RATE
         assert not is_about_model(message, "gpt-5")
-    assert read == [f"{begins}.", "Please try again in 7 s.", "Please try again in 8 s."]
+    ends = ("9 s", "9s", "1m9s", "9ms", "9 seconds", "2m9s")
+    assert read == [f"{begins}.", *(f"Please try again in {end}." for end in ends)]
+
+
+SAMPLES = sorted(
+    {
+        text
+        for file in (Path(__file__).parents[1] / "data").glob("*.jsonl")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        for text in re.findall(r'"((?:[^"\\]|\\.){8,})"', line)
+    }
+)
+
+
+def test_no_meaning_hangs_on_a_number_of_seconds() -> None:
+    changed = [text for text in SAMPLES if wording(text) != text]
+    assert len(changed) > 10
+    for text in changed:
+        for status in EVERY_STATUS:
+            assert meaning_of(status, text, frozenset()) is meaning_of(
+                status, wording(text), frozenset()
+            )
+        assert window_s(text) == window_s(wording(text))
+        assert is_about_model(text, "gpt-5") == is_about_model(wording(text), "gpt-5")
+
+
+@pytest.mark.parametrize("text", ["60 requests per 60 s", "limit reached for 5 hours", "5h limit"])
+def test_a_window_is_no_wait(text: str) -> None:
+    assert wording(text) == text
 
 
 # -- patterns

@@ -134,14 +134,21 @@ def is_about_model(message: str, model: str | None) -> bool:
 
     Advice in other sentences ("to go on with this model, upgrade") does not count.
     """
-    clauses = _END.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
-    limits = [one for one in clauses if one and _meaning_of_clause(_bare(one)) in _LIMITS]
-    text = " ".join(limits) or message[:_MAX_CHARS]
+    text, is_about_one = _what_is_limited(message)
     # A pattern for each model takes longer to compile than all else here.
     named = model if model and model.casefold() in text.casefold() else ""
     if named and re.search(rf"(?<![\w.-]){re.escape(named)}(?![\w-])", text, _I):
         return True
-    return bool(_ONE_MODEL.search(text))
+    return is_about_one
+
+
+@functools.lru_cache(maxsize=16)
+def _what_is_limited(message: str) -> tuple[str, bool]:
+    """Return what *message* says of a limit, and whether that is "this model"."""
+    clauses = _END.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
+    limits = [one for one in clauses if one and _meaning_of_clause(_bare(one)) in _LIMITS]
+    text = " ".join(limits) or message[:_MAX_CHARS]
+    return text, bool(_ONE_MODEL.search(text))
 
 
 def _is_the_vendors_limit(text: str) -> bool:

@@ -275,6 +275,7 @@ class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
             `code:detail` both the whole and the part before the colon; of `TwoWords` and
             `two-words` also `two_words`.
         message: the message of the envelope, or a plain-text body; "" for HTML.
+        wording: the same, whatever number of seconds it names.
         error: the error object, {} if there is none.
         outer: the whole body or event; the error object itself if there is no wrapper.
         html: the body is a page, from something in front of the API.
@@ -292,6 +293,7 @@ class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
     headers: Mapping[str, str]
     words: frozenset[str]
     message: str
+    wording: str
     error: Mapping[str, Any]
     outer: Mapping[str, Any]
     html: bool
@@ -310,12 +312,12 @@ class ErrorFacts(Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def meaning(self) -> Meaning | None:
         """What codes and sentence say in the vocabulary all vendors share."""
-        return None if self.edge else meaning_of(self.status, self.message, self.words)
+        return None if self.edge else meaning_of(self.status, self.wording, self.words)
 
     @cached_property
     def about_model(self) -> bool:
         """Whether the sentence is about one model."""
-        return is_about_model(self.message, self.model)
+        return is_about_model(self.wording, self.model)
 
 
 def read_facts(answer: UpstreamResponse) -> ErrorFacts:
@@ -341,17 +343,19 @@ def read_facts(answer: UpstreamResponse) -> ErrorFacts:
     if edge:  # its codes are not those of the vendor
         message, words = "", frozenset()
     status = answer.status if answer.status >= 400 else _status_inside(outer, error)
+    regardless = reset_hints.SECONDS.sub(reset_hints.SAME_SECONDS, message)
     return ErrorFacts(
         status=status,
         headers=headers,
         words=words,
         message=message,
+        wording=regardless,
         error=error,
         outer=outer,
         html=html,
         edge=edge,
         resets=_resets(layers, error),
-        window_s=reset_hints.window_s(message),
+        window_s=reset_hints.window_s(regardless),
         model=answer.model,
         payload=payload,
         answer=answer,
@@ -364,9 +368,8 @@ def _resets(layers: list[Any], error: Mapping[str, Any]) -> Mapping[str, Any]:
     around = [layer for layer in reversed(layers) if isinstance(layer, dict)]
     for one in (error, members(metadata) if metadata else {}, *around):
         for key in list(one)[:_MAX_HEADERS]:
-            name = _HUMP.sub("_", key).lower() if isinstance(key, str) else ""
-            if "reset" in name or "retry" in name:
-                found.setdefault(name, one[key])
+            if isinstance(key, str) and ("reset" in (name := key.lower()) or "retry" in name):
+                found.setdefault(_HUMP.sub("_", key).lower(), one[key])
     return found
 
 

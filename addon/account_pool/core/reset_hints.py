@@ -366,6 +366,16 @@ _WINDOW_S = {
 }
 
 
+#: A number of seconds to wait. What a message means hangs on none: with the same one in its place a
+#: sentence that was read is known again.
+SECONDS = LazyPattern(
+    r"\b((?:in|after|for) (?:[0-9]{1,3}h)?(?:[0-9]{1,3}m)?)[0-9]{1,9}(?:\.[0-9]{1,9})?"
+    r"(?= ?(?:m?s|(?:milli)?sec(?:ond)?s?)\b)",
+    re.IGNORECASE,
+)
+SAME_SECONDS = r"\g<1>9"
+
+
 @functools.lru_cache(maxsize=16)
 def window_s(text: str) -> float | None:
     """Return the length of the first window *text* names, in seconds.

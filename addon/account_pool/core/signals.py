@@ -306,7 +306,7 @@ _REPLAYABLE = frozenset({RATE_LIMIT, QUOTA, AUTH_EXPIRED, AUTH_INVALID, FORBIDDE
 def _says_nothing(facts: ErrorFacts) -> bool:
     """Say whether a 429 comes without any header, code, window or wait."""
     return (
-        not any(_LIMIT_HEADER.fullmatch(name) for name in facts.headers if name != "x-should-retry")
+        not any(_is_of_limits(name) for name in facts.headers if name != "x-should-retry")
         and all(_STATUS.fullmatch(word) or word in REQUEST_CODES for word in facts.words)
         and facts.window_s is None
         and body_reset(facts) is None
@@ -481,11 +481,16 @@ def _signal(rule: Rule, facts: ErrorFacts) -> str:
 
 def _evidence(facts: ErrorFacts) -> dict[str, str]:
     """Return the values that speak of limits, the most telling first."""
-    told = {name: value for name, value in facts.headers.items() if _LIMIT_HEADER.fullmatch(name)}
+    told = {name: value for name, value in facts.headers.items() if _is_of_limits(name)}
     named = {name: str(facts.resets[name]) for name in _BODY_FIELDS if name in facts.resets}
     values = {name: value[:_MAX_EVIDENCE_CHARS] for name, value in {**named, **told}.items()}
     shown = [name for name in sorted(values, key=_telling) if _EVIDENT.fullmatch(values[name])]
     return {name: values[name] for name in shown[:_MAX_EVIDENCE]}
+
+
+@functools.lru_cache(maxsize=256)
+def _is_of_limits(header: str) -> bool:
+    return _LIMIT_HEADER.fullmatch(header) is not None
 
 
 def _telling(name: str) -> int:
