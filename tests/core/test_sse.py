@@ -186,6 +186,39 @@ def test_json(body: bytes, expected: StreamVerdict) -> None:
     assert next((d for d in pieces if d), None) or g.end() == expected
 
 
+@pytest.mark.parametrize("shape", ["sse", "text"])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"error":{"code":429}}', REFUSAL),
+        (b'\xef\xbb\xbf\r\n {\n "error": {\n  "code": 429\n }\n}\n', REFUSAL),
+        (b'{"id":"x","error":null}', COMMIT),
+        (b'{"error":{"code":429}', COMMIT),  # cut off
+    ],
+)
+def test_an_object_that_no_type_announces(shape: Any, body: bytes, expected: StreamVerdict) -> None:
+    g = gate(shape)
+    assert (g.feed(body) or g.end()) == expected
+    g = gate(shape)
+    pieces = [g.feed(body[i : i + 1]) for i in range(len(body))]
+    assert next((d for d in pieces if d), None) or g.end() == expected
+
+
+@pytest.mark.parametrize("text", [b"Hello", b"[1]", b'"{', b"\n\n<p>", b"data: {}"])
+def test_a_text_that_is_no_object_is_handed_over_at_once(text: bytes) -> None:
+    assert gate("text").feed(text) == COMMIT
+
+
+@pytest.mark.parametrize("shape", ["sse", "json", "text"])
+def test_of_objects_one_a_line_the_first_decides(shape: Any) -> None:
+    g = gate(shape)
+    assert g.feed(b'{"event":"begin",') is None
+    assert g.feed(b'"id":1}\n') == COMMIT
+    # Whole lines are held while they may be an error's beginning, and nothing is read twice.
+    g = gate(shape)
+    assert g.feed(b'{"error":{"code":429}}\n{"event":"end"}\n') == REFUSAL
+
+
 def test_an_array_is_judged_item_by_item() -> None:
     g = gate("json")
     assert g.feed(b'[{"wait":1}\n') is None
@@ -244,7 +277,9 @@ def test_a_page_is_known_by_its_beginning(body: bytes, verdict: Verdict, size: i
     assert decided.verdict is verdict
 
 
-@given(st.sampled_from(["sse", "json", "html"]), st.lists(st.binary(max_size=40), max_size=5))
+@given(
+    st.sampled_from(["sse", "json", "html", "text"]), st.lists(st.binary(max_size=40), max_size=5)
+)
 def test_gate_is_total(shape: Any, chunks: list[bytes]) -> None:
     g = gate(shape)
     for chunk in chunks:
@@ -264,10 +299,10 @@ def test_gate_is_total(shape: Any, chunks: list[bytes]) -> None:
         ("Text/HTML; charset=utf-8", "html"),
         ("application/xhtml+xml", "html"),
         ("audio/mpeg", None),
-        ("text/plain", None),
-        ("application/x-ndjson", None),
+        ("text/plain; charset=utf-8", "text"),
+        ("application/x-ndjson", "text"),
         ("application/vnd.amazon.eventstream", None),
-        ("", None),
+        ("", "text"),
     ],
 )
 def test_gate_shape(content_type: str, expected: str | None) -> None:

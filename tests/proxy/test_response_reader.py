@@ -13,6 +13,7 @@ from mitmproxy import http
 from account_pool.core.sse import Verdict
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic, gemini, openai
+from account_pool.providers.base import RequestHead
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.decoding import End
 from account_pool.proxy.response_reader import (
@@ -78,6 +79,29 @@ def test_committing_event():
     assert read.feed(EMPTY_CHOICES) is Verdict.CONTINUE
     assert read.feed(DELTA) is Verdict.COMMIT
     assert b"".join(read.held) == EMPTY_CHOICES + DELTA
+
+
+@pytest.mark.parametrize("headers", [{"x": "1"}, {"content-type": "text/plain"}, SSE_TYPE])
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_error_without_its_type_is_one_where_data_is_waited_for(headers, asks):
+    """Where text may be what was asked for, such as a transcript, it is handed over."""
+    asked = RequestHead(
+        method="POST" if asks else "GET",
+        host="api.openai.com",
+        port=443,
+        path="/v1/x",
+        headers={"accept": "application/json"},
+    )
+    response = http.Response.make(200, b"")
+    response.headers = http.Headers([(k.encode(), v.encode()) for k, v in headers.items()])
+    read = ResponseReader(response, openai.PROVIDER, asked)
+    if read.first is Verdict.COMMIT:
+        assert not asks
+        return
+    assert asks or headers is SSE_TYPE
+    assert read.feed(LIMIT_BODY[:20]) is Verdict.CONTINUE
+    assert read.feed(LIMIT_BODY[20:]) is Verdict.REFUSE
+    assert read.upstream_response("m", 0.0).payload["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_compressed_stream_is_judged_before_it_ends():

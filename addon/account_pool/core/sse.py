@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from account_pool.core.json_values import NOT_READ
 
-Shape = Literal["sse", "json", "html"]
+Shape = Literal["sse", "json", "html", "text"]
 
 #: An event that grows beyond this is dropped: nobody's stream needs it.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -41,6 +41,10 @@ HAS_FAILURE = re.compile(
     rb'|"status"\s*:\s*"(?:error|fail)'
 )
 _JSON_BLANK = b" \t\r\n"
+#: What may come before anything: blanks, a byte order mark.
+_BLANK = _JSON_BLANK + _BOM
+#: Types of a body that may be an object all the same; the last are of objects, one a line.
+_UNTOLD = frozenset({"", "text/plain", "application/x-ndjson", "application/jsonl"})
 
 #: How a page begins. What is no page, whatever its type says, is handed over: relays exist that
 #: send their event streams as text/html.
@@ -217,10 +221,16 @@ class Gate:
         self._max_bytes = max_bytes
         self._events = 0
         self._size = 0
-        self._source: _Events | _Document | _Page
-        self._source = (
-            _Events() if shape == "sse" else _Page() if shape == "html" else _Document(marks)
-        )
+        self._source: _Events | _Document | _Page | _Text
+        match shape:
+            case "sse":
+                self._source = _Events(marks)
+            case "json":
+                self._source = _Document(marks)
+            case "html":
+                self._source = _Page()
+            case "text":
+                self._source = _Text(marks)
 
     def feed(self, data: bytes) -> StreamVerdict | None:
         """Take more of the answer; return the decision once there is one."""
@@ -284,25 +294,62 @@ class _Page:
         return iter(())
 
 
-class _Events:
-    """The items of an event stream."""
+class _Text:
+    """The items of a body that does not say what it is: of an object, if it begins one.
 
-    __slots__ = ("_parser",)
+    Gateways send their errors without a type, which net/http of Go makes text/plain, or with
+    the type of the stream that was asked for.
+    """
 
-    def __init__(self) -> None:
-        self._parser = EventParser()
+    __slots__ = ("_document", "_marks")
+
+    def __init__(self, marks: re.Pattern[bytes]) -> None:
+        self._marks = marks
+        self._document: _Document | None = None
 
     def read(self, data: bytes) -> Iterator[_Item]:
+        if self._document is None:
+            data = data.lstrip(_BLANK)
+            if data and not data.startswith(b"{"):
+                yield None, None
+            if not data.startswith(b"{"):
+                return
+            self._document = _Document(self._marks)
+        yield from self._document.read(data)
+
+    def end(self) -> Iterator[_Item]:
+        return iter(()) if self._document is None else self._document.end()
+
+
+class _Events:
+    """The items of an event stream, or of an object that came in its place."""
+
+    __slots__ = ("_begun", "_parser", "_text")
+
+    def __init__(self, marks: re.Pattern[bytes]) -> None:
+        self._parser = EventParser()
+        self._text = _Text(marks)
+        self._begun: bytes | None = None
+
+    def read(self, data: bytes) -> Iterator[_Item]:
+        if self._begun is None:
+            self._begun = data.lstrip(_BLANK)[:1] or None
+        if self._begun == b"{":
+            yield from self._text.read(data)
+            return
         for event in self._parser.read(data):
             yield event.name, event.data
 
     def end(self) -> Iterator[_Item]:
+        if self._begun == b"{":
+            yield from self._text.end()
+            return
         for event in self._parser.end():
             yield event.name, event.data
 
 
 class _Document:
-    """The items of a JSON answer: the object itself, or those of an array.
+    """The items of a JSON answer: the object itself, those of an array, or one a line.
 
     Gemini streams an array piece by piece when `alt=sse` is not asked for
     (`[{...}`, `,{...}`, `]`); each item is one as soon as it is complete.
@@ -323,23 +370,24 @@ class _Document:
         first = self._buffer.lstrip(_JSON_BLANK)[:1]
         if first == b"[":
             yield from self._array_items()
-        elif first and self._is_complete():
+        elif first and _is_json(self._buffer):
             yield None, bytes(self._buffer) if self._marks.search(self._buffer) else None
+        elif first == b"{":
+            yield from self._lines()
 
     def end(self) -> Iterator[_Item]:
         first = self._buffer.lstrip(_JSON_BLANK)[:1]
         if first == b"{" and self._marks.search(self._buffer):
             yield None, bytes(self._buffer)
 
-    def _is_complete(self) -> bool:
-        if not self._buffer.rstrip(_JSON_BLANK).endswith(b"}"):
-            return False
-        try:
-            # Checks the syntax without building anything.
-            msgspec.json.decode(self._buffer, type=msgspec.Raw)
-        except NOT_READ:
-            return False
-        return True
+    def _lines(self) -> Iterator[_Item]:
+        while (end := self._buffer.find(b"\n", self._position)) >= 0:
+            line = bytes(self._buffer[self._position : end])
+            if line.strip() and not _is_json(line):
+                return  # an object on several lines
+            self._position = end + 1
+            if line.strip():
+                yield None, line if self._marks.search(line) else None
 
     def _array_items(self) -> Iterator[_Item]:
         buffer = self._buffer
@@ -366,15 +414,29 @@ class _Document:
                         yield None, bytes(buffer[self._start : self._position])
 
 
+def _is_json(text: bytes | bytearray) -> bool:
+    """Say whether *text* is one object that is complete."""
+    if not text.rstrip(_JSON_BLANK).endswith(b"}"):
+        return False
+    try:
+        # Checks the syntax without building anything.
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except NOT_READ:
+        return False
+    return True
+
+
 def gate_shape(content_type: str) -> Shape | None:
     """Return how an answer of *content_type* is read, None if it cannot refuse.
 
-    A page can where the client expects none.
-    Audio, images, plain text and the like are handed over as they come.
+    A page or a text can where the client expects none.
+    Audio, images and the like are handed over as they come.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/event-stream":
         return "sse"
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return "json"
-    return "html" if kind in ("text/html", "application/xhtml+xml") else None
+    if kind in ("text/html", "application/xhtml+xml"):
+        return "html"
+    return "text" if kind in _UNTOLD else None

@@ -91,6 +91,8 @@ _SAYS_END = re.compile(
 )
 _GOOD = StreamVerdict(Verdict.COMMIT)
 #: Responses of few types come; each is looked at once.
+#: Where data is waited for, these may be a refusal.
+_NOT_DATA = frozenset({"html", "text"})
 _shape_of = lru_cache(maxsize=256)(gate_shape)
 
 
@@ -135,7 +137,7 @@ class ResponseReader:
         self._announced = int(length) if length.isdigit() else -1
         shape = _shape_of(content_type)
         self._streams = shape == "sse"
-        if shape == "html" and not (asked and expects_data(asked, provider.model or body_model)):
+        if shape in _NOT_DATA and not (asked and expects_data(asked, provider.model or body_model)):
             shape = None
         self._gated = shape if 200 <= response.status_code < 300 else None
         if self.encoding and (self._gated or self._refusal):
