@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli import api, processes, shared
+from account_pool.cli.output import Failed
 from account_pool.cli.processes import Launch, Places, Record, read_record, write_record
-from account_pool.cli.shared import CannotStart, CannotUse, Guard, SharedProxy
+from account_pool.cli.shared import CannotStart, Guard, SharedProxy
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -85,7 +86,7 @@ def test_one_that_somebody_else_started_is_used_and_left(stub, places, launch):
         proxy = proxy_of(places)
         proxy.attach(launch)
         assert proxy.look() is None
-        with pytest.raises(CannotUse, match="already"):
+        with pytest.raises(Failed, match="already"):
             proxy.attach(launch, lambda _: "it runs already")
         proxy.detach()
         assert isinstance(api.probe(places.port), api.Health)
@@ -114,7 +115,7 @@ def test_a_port_of_something_else_is_told(stub, places, launch, greeting):
                     connection.sendall(greeting)
 
         threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(CannotUse, match="name another --port"):
+        with pytest.raises(Failed, match="name another --port"):
             proxy_of(places).attach(launch)
         listener.shutdown(socket.SHUT_RDWR)
 
@@ -247,7 +248,7 @@ def test_one_that_was_left_over_gives_way_to_other_settings(stub, places, launch
     assert proxy.attach(other, lambda _: "another one").instance != first.instance
     assert read_record(places).launch == other
     # In use it does not.
-    with pytest.raises(CannotUse, match="already"):
+    with pytest.raises(Failed, match="already"):
         proxy_of(places).attach(launch, lambda _: "it runs already")
     proxy.detach()
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.credential import Secret
-from account_pool.store.fleet.token_rows import Keyring, OtherKeyError, SealingKeyError
+from account_pool.store.fleet.token_rows import Keyring, SealingKeyError
 from account_pool.store.store import DamagedError, StoreError
 
 RAW = bytes(range(32))
@@ -76,7 +76,7 @@ def test_what_nobody_sealed_is_damaged(text: str) -> None:
 
 def test_another_key_is_named() -> None:
     sealed = RING.seal(b"x", bound_to="here")
-    with pytest.raises(OtherKeyError, match=f"{RING.id}, and this proxy was given {OTHER.id};"):
+    with pytest.raises(StoreError, match=f"{RING.id}, and this proxy was given {OTHER.id};"):
         OTHER.open(sealed, bound_to="here", what="it is")
     both = Keyring.read(Secret("ab" * 32), Secret(HEX))
     assert both.id == OTHER.id

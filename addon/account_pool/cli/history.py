@@ -281,7 +281,8 @@ def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everythin
         with _open(log) as file:
             _print(deque(filter(wanted, file), lines))
             while follow:
-                _print(filter(wanted, _written(file)))
+                # A line may come in pieces.
+                _print(filter(wanted, iter(file.readline, "")))
                 time.sleep(_LOOK_S)
                 if _set_aside(file, log):
                     return show_logs(
@@ -313,15 +314,8 @@ def _open(log: Path) -> TextIO:
     return log.open(encoding="utf-8", errors="replace")
 
 
-def _written(file: TextIO) -> Iterator[str]:
-    """Yield what was written since; a line may come in pieces."""
-    while text := file.readline():
-        yield text
-
-
 def _print(texts: Iterable[str]) -> None:
-    for text in texts:
-        sys.stdout.write(text)
+    sys.stdout.writelines(texts)
     sys.stdout.flush()
 
 

@@ -39,10 +39,6 @@ _KNOWN = (
 )
 
 
-class CannotImport(Failed):
-    """Nothing can be read there; the text says why and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What becomes of the contents.
@@ -110,7 +106,7 @@ def import_accounts(
 
 
 def _contents(source: Path) -> Contents:
-    """Return what *source* holds. Raises CannotImport, OSError."""
+    """Return what *source* holds. Raises Failed, OSError."""
     left: list[Left] = []
     if source.is_dir():
         files = sorted(_files(source))
@@ -124,7 +120,7 @@ def _contents(source: Path) -> Contents:
         documents = {source.name: _parsed(source)}
     contents = recognise(documents)
     if contents is None:
-        raise CannotImport(f"{shown(source)} is nothing that is known here: it may be {_KNOWN}")
+        raise Failed(f"{shown(source)} is nothing that is known here: it may be {_KNOWN}")
     return Contents(contents.program, (*contents.items, *left))
 
 
@@ -135,12 +131,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _parsed(file: Path) -> Any:
-    """Return what *file* holds, None where it cannot be parsed. Raises CannotImport, OSError."""
+    """Return what *file* holds, None where it cannot be parsed. Raises Failed, OSError."""
     with file.open("rb") as opened:
         # A pipe or a device has no size, and may have no end.
         content = opened.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise CannotImport(f"{shown(file)} is larger than 16 MiB")
+        raise Failed(f"{shown(file)} is larger than 16 MiB")
     if content.startswith(_SQLITE):
         return _rows(file)
     try:
@@ -174,7 +170,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
             database.row_factory = sqlite3.Row
             return [dict(row) for row in database.execute("SELECT * FROM accounts")]
     except sqlite3.Error as error:
-        raise CannotImport(
+        raise Failed(
             f"{shown(file)} has no table of accounts that can be read ({type(error).__name__})"
         ) from None
 

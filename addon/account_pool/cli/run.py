@@ -44,9 +44,9 @@ from account_pool.cli.environment import (
     tool_of,
     variables,
 )
-from account_pool.cli.output import fail, note
+from account_pool.cli.output import Failed, fail, note
 from account_pool.cli.processes import CONFDIR, HOST, Launch, Places
-from account_pool.cli.shared import CannotUse, Guard, SharedProxy
+from account_pool.cli.shared import Guard, SharedProxy
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.config.problems import ConfigError
 from account_pool.core.account import AccountKey
@@ -115,7 +115,7 @@ def _with_proxy(options: RunOptions, program: str, environ: Mapping[str, str]) -
         try:
             health = proxy.attach(_launch(options), lambda health: _unfit(options, found, health))
             if health.size == 0 and not options.allow_empty:
-                raise CannotUse(f"the pool has no account: {how_to_add()}; or --allow-empty")
+                raise Failed(f"the pool has no account: {how_to_add()}; or --allow-empty")
             note(counted(health.size, health.accounts_file))
             if proxy.started and _has_proxy_of_its_own(places, environ):
                 note(_NOT_UPSTREAM)

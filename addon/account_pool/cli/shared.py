@@ -228,10 +228,6 @@ def _log_since(places: Places, log_from: int) -> list[str]:
 # -- one use of it
 
 
-class CannotUse(Failed):
-    """There is no proxy to use and none can be started; the text says what to do."""
-
-
 @dataclass(slots=True)
 class SharedProxy:
     """One use of the proxy of a port.
@@ -252,7 +248,7 @@ class SharedProxy:
         """Use the proxy of the port, started by *launch* if there is none.
 
         *unfit* says why one that runs already is not what the user wants, "" if it is.
-        Raises CannotUse, CannotStart, OSError.
+        Raises Failed where there is none to use, CannotStart, OSError.
         """
         self._wait_for_hung()
         with locked(self.places):
@@ -267,14 +263,14 @@ class SharedProxy:
                     self._use(record, health)
                     return health
                 if not _is_left_over(record, health):
-                    raise CannotUse(why)
+                    raise Failed(why)
             if record is None and health is not Missing.NOBODY:
-                raise CannotUse(f"{HOST}:{self.places.port} {health}; name another --port")
+                raise Failed(f"{HOST}:{self.places.port} {health}; name another --port")
             if record is not None and record.living_users():
                 # It died under others, who started it otherwise perhaps.
                 health = self._start(record.launch, record)
                 if why := unfit(health):
-                    raise CannotUse(why)
+                    raise Failed(why)
                 return health
             return self._start(launch, record)
 
@@ -382,7 +378,7 @@ class SharedProxy:
 
     def _until_ready(self) -> Health:
         if (found := api.until_ready(self.places.port, READY_S, LOOK_CLOSER_S)) is None:
-            raise CannotUse(f"the proxy at {HOST}:{self.places.port} did not become ready")
+            raise Failed(f"the proxy at {HOST}:{self.places.port} did not become ready")
         return found
 
     def _wait_for_hung(self) -> None:

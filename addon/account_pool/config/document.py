@@ -119,12 +119,11 @@ def read(path: Path) -> Document:
         text = read_file(path, MAX_BYTES, pipe=True).decode("utf-8-sig")
     except FileNotFoundError:
         raise fail(None, "the file does not exist", "create it, or correct the path") from None
-    except (NotAFile, TooLarge) as error:
-        wrong = f"cannot be read ({error.strerror})"
-        raise fail(None, wrong, "name the file of the accounts") from None
     except OSError as error:
-        wrong = f"cannot be read ({reason_of(error)})"
-        raise fail(None, wrong, "make it a readable file") from None
+        is_other = isinstance(error, NotAFile | TooLarge)
+        remedy = "name the file of the accounts" if is_other else "make it a readable file"
+        why = error.strerror if is_other else reason_of(error)
+        raise fail(None, f"cannot be read ({why})", remedy) from None
     except UnicodeDecodeError:
         raise fail(None, "is not text in UTF-8", "save it as UTF-8") from None
     try:

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,15 @@ def add_accounts(
     """
     with kept(path.absolute(), trust_store()):
         path = _target(path)
-        draft = _written_beside(path, read(path), 0o600)
-        try:
-            for account, provider in additions:
-                with _edited(draft, account, environ, provider, private=True, known=None) as new:
-                    new.replace(draft)
-            return put_in_place(draft, path)
-        except CannotEdit as error:
-            raise type(error)(str(error).replace(draft.name, path.name)) from None
-        finally:
-            draft.unlink(missing_ok=True)
+        with _written_beside(path, read(path), 0o600) as draft:
+            try:
+                for account, provider in additions:
+                    edited = _edited(draft, account, environ, provider, private=True, known=None)
+                    with edited as new:
+                        new.replace(draft)
+                return put_in_place(draft, path)
+            except CannotEdit as error:
+                raise type(error)(str(error).replace(draft.name, path.name)) from None
 
 
 def require_editable(
@@ -150,7 +149,7 @@ def _edited(
     known: Mapping[str, Provider] | None,
     renew: bool = False,
 ) -> Iterator[Path]:
-    """Write the new file beside *path* and check it; it is removed unless it was put in place."""
+    """Write the new file beside *path*, and check it."""
     text = read(path)
     before = problems_of(path, environ, known) if path.exists() else ()
     key = AccountKey(account["provider"], normalise_label(account["label"]))
@@ -174,28 +173,25 @@ def _edited(
         found = False
     if not found:
         raise CannotEdit(f"{path.name} cannot be edited by this command; add the account by hand")
-    written = _written_beside(path, changed, 0o600 if private else _mode(path))
-    try:
+    with _written_beside(path, changed, 0o600 if private else _mode(path)) as written:
         _check(written, path, key, before, problems_of(written, environ, known))
         yield written
-    finally:
-        written.unlink(missing_ok=True)
 
 
-def _written_beside(path: Path, text: str, mode: int) -> Path:
-    """Write *text* to a new file beside *path*, on the disk when this returns.
+@contextmanager
+def _written_beside(path: Path, text: str, mode: int) -> Iterator[Path]:
+    """Write *text* to a new file beside *path*; it is removed unless it was put in place.
 
-    It is never readable by more than *mode* says. Raises CannotEdit.
+    It is on the disk by then, and never readable by more than *mode* says. Raises CannotEdit.
     """
-    written = None
-    try:
-        written = write_beside(path, text)
-        written.chmod(mode)
-    except OSError as error:
-        if written is not None:
-            written.unlink(missing_ok=True)
-        raise CannotEdit(f"cannot write in {path.parent} ({error.strerror})") from None
-    return written
+    with ExitStack() as stack:
+        try:
+            written = write_beside(path, text)
+            stack.callback(written.unlink, missing_ok=True)
+            written.chmod(mode)
+        except OSError as error:
+            raise CannotEdit(f"cannot write in {path.parent} ({error.strerror})") from None
+        yield written
 
 
 def put_in_place(new: Path, path: Path) -> Path | None:
@@ -375,11 +371,8 @@ def _remove(path: Path, key: AccountKey) -> bool:
         is_right = False
     if not is_right:
         raise CannotEdit(f"{path.name} cannot be edited by this command; remove {key} by hand")
-    written = _written_beside(path, changed, _mode(path))
-    try:
+    with _written_beside(path, changed, _mode(path)) as written:
         put_in_place(written, path)
-    finally:
-        written.unlink(missing_ok=True)
     return True
 
 
@@ -406,12 +399,10 @@ def read(path: Path) -> str:
         return read_file(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return ""
-    except (NotAFile, TooLarge) as error:
-        wrong = f"{path} cannot be read ({error.strerror})"
-        raise CannotEdit(f"{wrong}; name the file of the accounts") from None
     except OSError as error:
-        wrong = f"{path} cannot be read ({error.strerror})"
-        raise CannotEdit(f"{wrong}; make it a readable file") from None
+        is_other = isinstance(error, NotAFile | TooLarge)
+        remedy = "name the file of the accounts" if is_other else "make it a readable file"
+        raise CannotEdit(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError:
         raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
 

@@ -45,10 +45,6 @@ class Timeouts(NamedTuple):
         return cls(CONNECT_TIMES * answer_s, answer_s, WHOLE_TIMES * answer_s)
 
 
-class ReplyTooLarge(OSError):
-    """The server sent more than any answer of ours has."""
-
-
 class BoundedSocket:
     """A socket of which each answer is bounded. The rest is the socket's own."""
 
@@ -80,7 +76,7 @@ class BoundedSocket:
 
     def _check(self) -> None:
         if self._left < 0:
-            raise ReplyTooLarge("the reply is too large")
+            raise OSError("the reply is too large")
         if time.monotonic() > self._over_at:
             raise TimeoutError("the reply takes too long")
 

@@ -225,10 +225,6 @@ class SealingKeyError(ValueError):
     """What is given is no sealing key; the text says what one is, and repeats none of it."""
 
 
-class OtherKeyError(StoreError):
-    """It was sealed with a key that this proxy does not have."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyring:
     """The keys of a proxy: one that seals, and those that only open.
@@ -260,9 +256,9 @@ class Keyring:
         return list(self._keys)
 
     def require(self, key_id: str, what: str) -> None:
-        """Raise OtherKeyError unless there is a key with this id; *what* is sealed with it."""
+        """Raise StoreError unless there is a key with this id; *what* is sealed with it."""
         if key_id not in self._keys:
-            raise OtherKeyError(
+            raise StoreError(
                 f"{what} sealed with the key {key_id}, and this proxy was given "
                 f"{' and '.join(self.ids)}; give it the sealing key that the other proxies have"
             )
@@ -276,7 +272,7 @@ class Keyring:
     def open(self, text: str, *, bound_to: str, what: str) -> bytes:
         """Return what `seal` was given. *what*, with its verb, is for messages.
 
-        Raises OtherKeyError; DamagedError where it was not sealed for this place.
+        Raises StoreError without that key; DamagedError where it was not sealed for this place.
         """
         form, _, rest = text.partition(":")
         key_id, _, encoded = rest.partition(":")

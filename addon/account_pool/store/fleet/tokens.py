@@ -320,7 +320,7 @@ class FleetTokens:
     def _is_same_era(self, reply: Reply) -> bool:
         """Say whether the era is the one we know; if not, enter it, or begin one.
 
-        Raises OtherKeyError.
+        Raises StoreError.
         """
         self._set_clock()
         raw = reply.values[0]
