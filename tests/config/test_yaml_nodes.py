@@ -33,7 +33,7 @@ def described(node: Node | None) -> object:
         return None
     place = (type(node).__name__, node.tag, node.line, node.column, node.start, end_of(node))
     if isinstance(node, Collection):
-        return (*place, node.flow, [described(inner) for inner in node.nodes()])
+        return (*place, node.flow, [described(inner) for inner in node.children])
     assert isinstance(node, Scalar)
     # One parser places an empty value before the spaces around it, the other behind them.
     return (*(place if node.text else place[:3]), node.text, node.plain)

@@ -56,7 +56,7 @@ class Document(Struct):
     data: Any = None
     lines: dict[Loc, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    _misread: list[Problem] = field(default_factory=list)
+    _misread_values: list[Problem] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Document({str(self.path)!r})"  # its values may be credentials
@@ -70,26 +70,95 @@ class Document(Struct):
     def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
         self.problems.append(Problem(self.path, self.line(loc), name_of(loc), wrong, remedy))
 
-    def misread(self, loc: Loc, wrong: str, remedy: str) -> None:
-        """Add the problem of a value that cannot be understood as YAML."""
-        self._misread.append(Problem(self.path, self.line(loc), name_of(loc), wrong, remedy))
-
     def require_right(self) -> None:
         """Raise ConfigError with all that is wrong; of a misread value only that it is."""
-        misread = {problem.key for problem in self._misread}
+        misread = {problem.key for problem in self._misread_values}
         others = [problem for problem in self.problems if problem.key not in misread]
         if others or misread:
-            raise ConfigError([*self._misread, *others])
+            raise ConfigError([*self._misread_values, *others])
 
-    def value(self, loc: Loc) -> Any:
-        """Return the value at *loc*, None if it has none."""
-        value = self.data
-        for step in loc:
-            try:
-                value = value[step]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return value
+    # -- nodes become values, recursively; an alias is read again at each use
+
+    def take(self, node: Node) -> None:
+        """Have the values of *node*, which is all of the file. Raises Refused."""
+        self.data = self._read(node, ())
+
+    def _read(self, node: Node, loc: Loc) -> Any:
+        if len(loc) > MAX_DEPTH:  # by aliases; else the nodes would not be there
+            raise Refused(node.line, TOO_DEEP, FLAT)
+        if isinstance(node, Scalar):
+            return self._scalar(node, loc)
+        self.lines.setdefault(loc, node.line)
+        if isinstance(node, Mapping) and node.tag in (None, PREFIX + "map"):
+            return self._mapping(node, loc)
+        if isinstance(node, Sequence) and node.tag in (None, PREFIX + "seq"):
+            return [self._item(item, (*loc, i)) for i, item in enumerate(node.children)]
+        self._misread(loc, *_TAG)
+        return None
+
+    def _item(self, node: Node, loc: Loc) -> Any:
+        self.lines[loc] = node.line
+        return self._read(node, loc)
+
+    def _mapping(self, node: Mapping, loc: Loc) -> dict[str, Any]:
+        # What the mapping says itself outdoes what it takes over by `<<:`.
+        pairs = node.pairs
+        merges = [value for key, value in pairs if _is_merge(key)]
+        read = self._merged(merges, loc) if merges else {}
+        first: dict[str, int] = {}
+        for key_node, value_node in pairs:
+            if merges and _is_merge(key_node):
+                continue
+            if not isinstance(key_node, Scalar):
+                self.problem(loc, "a key is not text", "write `key: value`")
+                continue
+            key = key_node.text
+            here = (*loc, key)
+            self.lines[here] = line = key_node.line
+            if key in first:
+                name = "a key" if SECRET_KEY in loc else shown_key(key)
+                self.problem(
+                    here,
+                    f"{name} appears twice, first on line {first[key]}",
+                    "keep one of them",
+                )
+                continue
+            first[key] = line
+            if key_node.plain and isinstance(read_plain(key), Ambiguous):
+                self._misread(here, "YAML 1.1 and 1.2 read this key differently", QUOTE)
+            read[key] = self._read(value_node, here)
+        return read
+
+    def _merged(self, merges: list[Node], loc: Loc) -> dict[str, Any]:
+        """Return what is behind `<<:`; of several mappings the first comes first."""
+        merged: dict[str, Any] = {}
+        for node in merges:
+            parts = node.children if isinstance(node, Sequence) else [node]
+            for part in reversed(parts):
+                if isinstance(part, Mapping):
+                    merged |= self._read(part, loc)
+                else:
+                    self.problem(loc, "<< is not followed by a mapping", "remove it")
+        return merged
+
+    def _scalar(self, node: Scalar, loc: Loc) -> Any:
+        text = node.text
+        if node.tag not in (None, "!", PREFIX + "str"):
+            self._misread(loc, *_TAG)
+            return None
+        if not node.plain:
+            return text
+        value = read_plain(text)
+        if not isinstance(value, Ambiguous):
+            return value
+        if not (value.is_timestamp and loc and loc[-1] in _INSTANTS):
+            self._misread(loc, "YAML 1.1 and 1.2 read this value differently", value.remedy)
+        return text
+
+    def _misread(self, loc: Loc, wrong: str, remedy: str) -> None:
+        """Add the problem of a value that cannot be understood as YAML."""
+        found = Problem(self.path, self.line(loc), name_of(loc), wrong, remedy)
+        self._misread_values.append(found)
 
 
 def name_of(loc: Loc) -> str:
@@ -131,7 +200,7 @@ def read(path: Path) -> Document:
         if node is None:
             raise fail(None, "the file is empty", _EMPTY_REMEDY)
         document = Document(path)
-        document.data = _Reader(document).value(node, ())
+        document.take(node)
     except YAMLError as error:
         raise fail(*_explain(error, text)) from None
     except Refused as refused:
@@ -193,86 +262,6 @@ _SYNTAX = (
         "write `key: value`, with a space after the colon",
     ),
 )
-
-
-class _Reader:
-    """Turns nodes into values, recursively; an alias is read again at each use."""
-
-    def __init__(self, document: Document) -> None:
-        self._document = document
-
-    def value(self, node: Node, loc: Loc) -> Any:
-        if len(loc) > MAX_DEPTH:  # by aliases; else the nodes would not be there
-            raise Refused(node.line, TOO_DEEP, FLAT)
-        if isinstance(node, Scalar):
-            return self._scalar(node, loc)
-        self._document.lines.setdefault(loc, node.line)
-        if isinstance(node, Mapping) and node.tag in (None, PREFIX + "map"):
-            return self._mapping(node, loc)
-        if isinstance(node, Sequence) and node.tag in (None, PREFIX + "seq"):
-            return [self._item(item, (*loc, i)) for i, item in enumerate(node.items)]
-        self._document.misread(loc, *_TAG)
-        return None
-
-    def _item(self, node: Node, loc: Loc) -> Any:
-        self._document.lines[loc] = node.line
-        return self.value(node, loc)
-
-    def _mapping(self, node: Mapping, loc: Loc) -> dict[str, Any]:
-        # What the mapping says itself outdoes what it takes over by `<<:`.
-        merges = [value for key, value in node.pairs if _is_merge(key)]
-        read = self._merged(merges, loc) if merges else {}
-        first: dict[str, int] = {}
-        for key_node, value_node in node.pairs:
-            if merges and _is_merge(key_node):
-                continue
-            if not isinstance(key_node, Scalar):
-                self._document.problem(loc, "a key is not text", "write `key: value`")
-                continue
-            key = key_node.text
-            here = (*loc, key)
-            self._document.lines[here] = line = key_node.line
-            if key in first:
-                name = "a key" if SECRET_KEY in loc else shown_key(key)
-                self._document.problem(
-                    here,
-                    f"{name} appears twice, first on line {first[key]}",
-                    "keep one of them",
-                )
-                continue
-            first[key] = line
-            if key_node.plain and isinstance(read_plain(key), Ambiguous):
-                self._document.misread(here, "YAML 1.1 and 1.2 read this key differently", QUOTE)
-            read[key] = self.value(value_node, here)
-        return read
-
-    def _merged(self, merges: list[Node], loc: Loc) -> dict[str, Any]:
-        """Return what is behind `<<:`; of several mappings the first comes first."""
-        merged: dict[str, Any] = {}
-        for node in merges:
-            parts = node.items if isinstance(node, Sequence) else [node]
-            for part in reversed(parts):
-                if isinstance(part, Mapping):
-                    merged |= self.value(part, loc)
-                else:
-                    self._document.problem(loc, "<< is not followed by a mapping", "remove it")
-        return merged
-
-    def _scalar(self, node: Scalar, loc: Loc) -> Any:
-        text = node.text
-        if node.tag not in (None, "!", PREFIX + "str"):
-            self._document.misread(loc, *_TAG)
-            return None
-        if not node.plain:
-            return text
-        value = read_plain(text)
-        if not isinstance(value, Ambiguous):
-            return value
-        if not (value.is_timestamp and loc and loc[-1] in _INSTANTS):
-            self._document.misread(
-                loc, "YAML 1.1 and 1.2 read this value differently", value.remedy
-            )
-        return text
 
 
 _TAG = "a tag (!name) is not accepted here", "remove it"

@@ -299,8 +299,7 @@ def _inserted(text: str, index: int, lines: str) -> str:
 
 def _in_brackets(text: str, node: yaml_nodes.Collection, entry: str) -> str:
     """Return *text* with *entry* behind the last item of a [...] or {...}."""
-    nodes = node.nodes()
-    at, comma = (nodes[-1].end, ", ") if nodes else (node.start + 1, "")
+    at, comma = (node.children[-1].end, ", ") if node.children else (node.start + 1, "")
     return f"{text[:at]}{comma}{entry}{text[at:]}"
 
 
@@ -433,7 +432,7 @@ def account_keys(text: str) -> set[AccountKey]:
 def entries_of(root: yaml_nodes.Mapping | None) -> list[Node]:
     """Return the entries below `accounts:`; none where it is no list."""
     found = section_of(root, "accounts")
-    return list(found[1].items) if found and isinstance(found[1], yaml_nodes.Sequence) else []
+    return found[1].children if found and isinstance(found[1], yaml_nodes.Sequence) else []
 
 
 def key_of(item: Node) -> AccountKey | None:
@@ -448,8 +447,8 @@ def key_of(item: Node) -> AccountKey | None:
 
 def end_of(node: Node) -> int:
     """Return where the text of *node* ends, without the comments behind it."""
-    if isinstance(node, Collection) and not node.flow and (nodes := node.nodes()):
-        return end_of(nodes[-1])
+    if isinstance(node, Collection) and not node.flow and node.children:
+        return end_of(node.children[-1])
     return node.end
 
 

@@ -70,27 +70,23 @@ class Scalar(Node, eq=False):
 
 
 class Collection(Node, eq=False):
-    """A list or a mapping; *flow* with brackets."""
+    """A list or a mapping; *flow* with brackets.
+
+    Its children are in order: of a mapping each key, and its value.
+    """
 
     flow: bool
-
-    def nodes(self) -> list[Node]:
-        """Return what is in it, in order; of a mapping keys and values."""
-        raise NotImplementedError
+    children: list[Node] = field(default_factory=list)
 
 
 class Sequence(Collection, eq=False):
-    items: list[Node] = field(default_factory=list)
-
-    def nodes(self) -> list[Node]:
-        return self.items
+    """A list."""
 
 
 class Mapping(Collection, eq=False):
-    pairs: list[tuple[Node, Node]] = field(default_factory=list)
-
-    def nodes(self) -> list[Node]:
-        return [node for pair in self.pairs for node in pair]
+    @property
+    def pairs(self) -> list[tuple[Node, Node]]:
+        return list(zip(self.children[::2], self.children[1::2], strict=True))
 
 
 class Refused(Exception):
@@ -141,21 +137,14 @@ class _Anchor(Struct):
     ended: bool = False
 
 
-class _Open(Struct):
-    """A list or mapping that has not ended."""
-
-    node: Sequence | Mapping
-    anchor: _Anchor | None
-    children: list[Node] = field(default_factory=list)
-
-
 class _Composer:
     """Puts the nodes of one document together, event by event."""
 
     def __init__(self) -> None:
         self._root: Node | None = None
         self._documents = 0
-        self._open: list[_Open] = []
+        #: lists and mappings that have not ended
+        self._open: list[tuple[Collection, _Anchor | None]] = []
         self._anchors: dict[str, _Anchor] = {}
         self._nodes = 0  # behind aliases too
         self._aliases = 0
@@ -197,26 +186,21 @@ class _Composer:
             return
         self._nodes += 1
         if self._open:
-            self._open[-1].children.append(node)
+            self._open[-1][0].children.append(node)
         else:
             self._root = node
 
-    def _begin(self, kind: type[Sequence | Mapping], event: Any) -> None:
+    def _begin(self, kind: type[Collection], event: Any) -> None:
         if len(self._open) == MAX_DEPTH:
             raise Refused(_line(event), TOO_DEEP, "check the brackets and the indentation")
         mark = event.start_mark
         node = kind(event.tag, mark.line + 1, mark.column, mark.index, mark.index, event.flow_style)
-        self._open.append(_Open(node, self._anchor(event, node)))
+        self._open.append((node, self._anchor(event, node)))
 
     def _end(self, event: Any) -> None:
-        ended = self._open.pop()
-        node, children = ended.node, ended.children
+        node, anchor = self._open.pop()
         node.end = _end_of(event)
-        if isinstance(node, Mapping):
-            node.pairs = list(zip(children[::2], children[1::2], strict=True))
-        else:
-            node.items = children
-        self._close(node, ended.anchor)
+        self._close(node, anchor)
 
     def _alias(self, event: Any) -> None:
         anchor = self._anchors.get(event.anchor)
@@ -251,7 +235,7 @@ class _Composer:
 
     def _put(self, node: Node) -> None:
         if self._open:
-            self._open[-1].children.append(node)
+            self._open[-1][0].children.append(node)
         else:
             self._root = node
 
