@@ -136,9 +136,16 @@ def test_a_proxy_to_the_internet_has_to_be_named_to_mitmproxy(stub, places, monk
     err = capsys.readouterr().err
     assert "upstream:" in err
     assert "sk-fake" not in err
-    (places.confdir / "config.yaml").write_text("mode: ['upstream:http://proxy.example.com:3128']")
+    for name in ("config.yaml", "config.yml"):
+        config = places.confdir / name
+        config.write_text("mode: ['upstream:http://proxy.example.com:3128']")
+        assert run_python(places, "") == 0
+        assert capsys.readouterr().err == "account-pool: 1 account of the environment\n"
+        config.unlink()
+    # It is about something else.
+    config.write_text("intercept: '~u upstream:'")
     assert run_python(places, "") == 0
-    assert capsys.readouterr().err == "account-pool: 1 account of the environment\n"
+    assert "HTTPS_PROXY names a proxy" in capsys.readouterr().err
 
 
 def test_a_home_that_takes_no_files_is_one_line(places, tmp_path, monkeypatch, capsys):

@@ -114,7 +114,11 @@ async def test_each_credential_is_asked_once_and_none_is_shown(provider, write, 
     assert server.journal.credentials == list(KEYS.values())
 
 
-async def test_all_is_well_is_exit_code_0_also_while_one_is_limited(provider, write):
+@pytest.mark.parametrize("config", ["config.yaml", "config.yml"])
+async def test_all_is_well_is_exit_code_0_also_while_one_is_limited(
+    provider, write, places, config
+):
+    (places.confdir / "config.yaml").rename(places.confdir / config)
     server = await provider(models)
     host = f"localhost:{server.port}"
     path = write(*((label, KEYS[label], host) for label in ("fine", "spent")))

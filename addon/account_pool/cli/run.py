@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
-from account_pool.cli.accounts import find, how_to_add, pool_with
+from account_pool.cli.accounts import find, how_to_add, mitmproxy_config, pool_with
 from account_pool.cli.certificates import write_trust
 from account_pool.cli.child import (
     SIGNALLED,
@@ -161,10 +161,9 @@ def _same(path: Path, other: Path | None) -> bool:
 def _has_proxy_of_its_own(places: Places, environ: Mapping[str, str]) -> bool:
     """Say whether the user reaches the internet by a proxy that mitmproxy does not use."""
     named = [v for name in PROXY_VARIABLES if (v := environ.get(name))]
-    config = places.confdir / "config.yaml"
-    return not all(is_proxy(url, places.url) for url in named) and not (
-        config.exists() and "upstream:" in config.read_text("utf-8", "replace")
-    )
+    if all(is_proxy(url, places.url) for url in named):
+        return False
+    return "upstream:" not in str(mitmproxy_config(str(places.confdir)).get("mode"))
 
 
 def _detach(proxy: SharedProxy) -> None:

@@ -18,7 +18,7 @@ from mitmproxy import exceptions, http, optmanager
 from mitmproxy.options import Options
 from rich.text import Text
 
-from account_pool.cli.accounts import state_of
+from account_pool.cli.accounts import CONFIG_NAMES, state_of
 from account_pool.cli.output import fail, note, show, show_json, table, warn
 from account_pool.cli.processes import CONFDIR
 from account_pool.config.configuration import Config
@@ -87,9 +87,9 @@ def try_all(loaded: Config, *, as_json: bool = False) -> int:
 
 
 def _options() -> Options:
-    """Return mitmproxy's options as its own configuration file sets them."""
+    """Return mitmproxy's options as its own configuration sets them."""
     options = Options()
-    optmanager.load_paths(options, expanded(CONFDIR) / "config.yaml")
+    optmanager.load_paths(options, *(expanded(CONFDIR) / name for name in CONFIG_NAMES))
     return options
 
 
