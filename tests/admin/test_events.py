@@ -206,7 +206,7 @@ async def test_all_clients_are_told_of_one_reading(reads):
                 "cooling",
             )
         assert reads.count == 2
-    assert broadcaster.clients == 0
+    assert broadcaster._clients == set()
 
 
 async def test_nobody_listens_and_nothing_is_read(reads):

@@ -116,7 +116,7 @@ def test_calls_that_were_under_way_when_it_went_are_one_failure(monkeypatch) -> 
 
     with pytest.raises(StoreError, match="has closed the connection"):
         engine.ask(goes(3))
-    assert engine.failures == 1
+    assert engine._breaker.failures == 1
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_replica_is_waited_for_as_long_as_an_answer_may_take(
 def test_a_name_that_no_host_can_have_is_said(host: str) -> None:
     with contextlib.closing(Engine(parse(f"rediss://{host}/"))) as engine:
         assert "cannot be found by its name; check" in outcome(engine)
-        assert engine.failures == 1, "the next one does not try at once"
+        assert engine._breaker.failures == 1, "the next one does not try at once"
 
 
 # -- servers that are none
@@ -359,7 +359,7 @@ def test_one_that_is_out_of_memory_still_reads(start_server: StartServer) -> Non
     with pytest.raises(FullError, match="out of memory; raise its maxmemory"):
         engine.call("open", "1")
     assert engine.call("ping") is None
-    assert engine.failures == 0
+    assert engine._breaker.failures == 0
     server.ask("CONFIG", "SET", "maxmemory", "0")
     assert engine.call("open", "1") == b"1"
     engine.close()

@@ -43,7 +43,7 @@ def test_an_engine_that_is_away_is_said_at_once_and_back_by_itself(start_server)
     with pytest.raises(StoreError, match="connection was refused"):
         engine.call("ping")
     server.start()
-    while engine.failures:
+    while engine._breaker.failures:
         with contextlib.suppress(StoreError):
             engine.call("ping")
 

@@ -196,11 +196,6 @@ class Broadcaster:
         self._reading: asyncio.Task[None] | None = None
         self._stopped = False
 
-    @property
-    def clients(self) -> int:
-        """How many listen."""
-        return len(self._clients)
-
     def stir(self) -> None:
         """Something has changed: read the pool soon."""
         self._stirred.set()

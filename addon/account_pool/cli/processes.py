@@ -11,7 +11,6 @@ whether it still is the process it was, and nothing is signalled without that pr
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -20,9 +19,12 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
+from account_pool.core.json_values import NOT_READ
 from account_pool.filesystem import expanded, read_file, write_whole
 from account_pool.store import machine
 
@@ -261,15 +263,9 @@ class Record:
 def read_record(places: Places) -> Record | None:
     """Return the record of the port; None if there is none that can be read."""
     try:
-        value = json.loads(read_file(places.record, MAX_RECORD_BYTES))
-        return Record(
-            pid=int(value["pid"]),
-            proof=str(value["proof"]),
-            instance=str(value["instance"]),
-            launch=Launch(str(value["launch"]["folder"]), tuple(value["launch"]["arguments"])),
-            users={int(pid): str(proof) for pid, proof in value["users"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = read_file(places.record, MAX_RECORD_BYTES)
+        return msgspec.json.decode(content, type=Record)
+    except (OSError, *NOT_READ):
         return None
 
 
@@ -286,7 +282,7 @@ def running_ports(confdir: Path) -> list[int]:
 
 def write_record(places: Places, record: Record) -> None:
     """Keep *record*. Raises OSError."""
-    write_whole(places.record, json.dumps(asdict(record)), durable=False)
+    write_whole(places.record, msgspec.json.encode(record), durable=False)
 
 
 @contextmanager

@@ -364,17 +364,13 @@ class SharedProxy:
             # Not found ready, or interrupted: nothing of it stays.
             process.kill()
             process.wait()
-            self._forget(old, record)
+            if old is None:
+                self.places.record.unlink(missing_ok=True)
+            else:
+                write_record(self.places, record)  # who uses it tries again
             raise
         write_record(self.places, replace(record, instance=health.instance))
         return health
-
-    def _forget(self, old: Record | None, record: Record) -> None:
-        """Note that the proxy of *record* is no more; who uses it tries again."""
-        if old is None:
-            self.places.record.unlink(missing_ok=True)
-        else:
-            write_record(self.places, record)
 
     def _until_ready(self) -> Health:
         if (found := api.until_ready(self.places.port, READY_S, LOOK_CLOSER_S)) is None:

@@ -182,11 +182,6 @@ class Engine:
         """
         return self._clock.read()
 
-    @property
-    def failures(self) -> int:
-        """How often it could not be reached in a row; 0: it can be used."""
-        return self._breaker.failures
-
     def listen(self, heard: Callable[[str], object]) -> Listener:
         """Call *heard* in a thread of its own with each proxy that has written.
 
