@@ -22,8 +22,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy.fast.handler import _RUNNING, TURN, HookTable, put_into
-from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.fast.handler import _RUNNING, TURN, HookTable
+from account_pool.proxy.fast.steps import Steps, put_into
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_known
 

@@ -29,8 +29,8 @@ from OpenSSL import SSL
 
 from account_pool.config.options import FAST_STEPS
 from account_pool.proxy.fast import short, steps
-from account_pool.proxy.fast.handler import HookTable, put_into
-from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.fast.handler import HookTable
+from account_pool.proxy.fast.steps import Steps, put_into
 from account_pool.proxy.flow_view import BodyCopy
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.tunnels import take_tls

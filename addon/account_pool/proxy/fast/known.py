@@ -8,6 +8,8 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import fields
+from operator import attrgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from mitmproxy.addons.asgiapp import WSGIApp
 from mitmproxy.addons.maplocal import MapLocal
 from mitmproxy.addons.onboarding import Onboarding
 from mitmproxy.flow import Flow
+from mitmproxy.hooks import Hook
 from mitmproxy.http import Request
 from mitmproxy.net.http import url
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
@@ -117,6 +120,18 @@ def handler_functions() -> tuple[Callable[..., Any], ...]:
 def knows_handler() -> bool:
     """Say whether mitmproxy handles events in the way that this does."""
     return digest(*handler_functions(), Flow.wait_for_resume) in KNOWN_HANDLERS
+
+
+@functools.cache
+def argument_of(kind: Any) -> Callable[[Any], Any]:
+    """Return what reads the one argument of hooks of this *kind*; mitmproxy looks for it anew."""
+    (field,) = fields(kind)
+    return attrgetter(field.name) if kind.args is Hook.args else _argument
+
+
+def _argument(hook: Hook) -> Any:
+    (data,) = hook.args()
+    return data
 
 
 def knows_reading() -> bool:

@@ -11,12 +11,13 @@ from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from account_pool.config.options import FAST_STEPS
 from account_pool.proxy import client_handler, tunnels
 from account_pool.proxy.fast import short
-from account_pool.proxy.fast.handler import EventQueue, HookTable, put_into
-from account_pool.proxy.fast.known import knows_handler, knows_reading
+from account_pool.proxy.fast.handler import EventQueue, HookTable
+from account_pool.proxy.fast.known import handler_functions, knows_handler, knows_reading
 from account_pool.proxy.fast.short import Short
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,21 @@ class Steps:
             queue.read_at_once()
             queue.may_shorten = "short" in self.used and short.knows_layers()
         return queue is not None
+
+
+def put_into(handler: object, table: HookTable) -> EventQueue | None:
+    """Let an `EventQueue` handle the events of *handler*, before its first one.
+
+    Returns it, or None: it is only for a client that is connected to a proxy's port, and
+    where mitmproxy handles events in the way that this does.
+    """
+    if type(handler) is not ProxyConnectionHandler or not knows_handler():
+        return None
+    if {function.__name__ for function in handler_functions()} & {*vars(handler)}:
+        return None  # Another addon's.
+    queue = EventQueue(handler, table)
+    handler.server_event = queue.server_event  # type: ignore[method-assign]
+    return queue
 
 
 def shorten(http: HttpLayer) -> None:
