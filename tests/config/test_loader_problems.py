@@ -276,6 +276,20 @@ def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) 
             ],
         ),
         (
+            "accounts:\n  - {provider: claude-code, label: a, token: x, reserve: {5h: 150%}}\n",
+            [
+                '2: accounts[0].reserve.5h: "150%" is not a share of the window; write a '
+                "percentage below 100, such as 15%"
+            ],
+        ),
+        (
+            'accounts:\n  - {provider: openai, label: "a\\e[31mb", token: x}\n',
+            [
+                "2: accounts[0].label: a label cannot have a control character in it; write a "
+                "name for the account, such as work"
+            ],
+        ),
+        (
             f"{ACCOUNT}  - {{provider: OpenAI, label: ' WORK ', token: x}}\n",
             [
                 '5: accounts[1].label: " WORK " is the label of accounts[0] on line 3 as well '
@@ -395,6 +409,11 @@ def test_a_provider_that_is_like_none() -> None:
             "quotes",
         ),
         ("a: 1\nb: \x07", "2: it contains a control character; remove it"),
+        ("a: [", "1: a { or [ is not closed; close it, and quote a ${...} inside it"),
+        (
+            "%YAML 3.0\n---\na: 1\n",
+            f"1: not YAML: found incompatible YAML document (version 1.* is required); {UNREAD}",
+        ),
         (
             'token: "secret-thing" secret-thing\n',
             "1: not YAML: while parsing a block mapping expected <block end>, but found "

@@ -36,12 +36,18 @@ def test_label_needs_a_character(written: str) -> None:
         Account(provider="openai", label=written)
 
 
+@pytest.mark.parametrize("written", ["a\x1b[31mb", "\x00", "a\x9bm", "a\u202eb"])
+def test_a_label_steers_no_terminal(written: str) -> None:
+    with pytest.raises(ValueError, match="a label cannot have a control character in it"):
+        normalise_label(written)
+
+
 @given(st.text(min_size=1))
 def test_normalising_twice_changes_nothing(text: str) -> None:
     try:
         once = normalise_label(text)
     except ValueError:
-        assert not text.strip()
+        assert not text.strip() or not text.isprintable()
         return
     assert normalise_label(once) == once
     assert not any(character.isspace() for character in once)

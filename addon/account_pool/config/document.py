@@ -217,7 +217,7 @@ def _explain(error: YAMLError, text: str) -> tuple[int | None, str, str]:
     problem = " ".join(_unquoted(str(error.problem)).split())
     known = next(((wrong, remedy) for sign, wrong, remedy in _SYNTAX if sign in problem), None)
     context = " ".join(_unquoted(str(error.context or "")).split())
-    wrong, remedy = known or (f"not YAML: {context} {problem}", _SYNTAX_REMEDY)
+    wrong, remedy = known or (" ".join(f"not YAML: {context} {problem}".split()), _SYNTAX_REMEDY)
     # What is not ended began where the context is; the parser found out at the end.
     is_late = "unexpected end" in problem or "could not find" in problem
     mark = (is_late and error.context_mark) or error.problem_mark or error.context_mark
@@ -240,6 +240,7 @@ def _unquoted(message: str) -> str:
 
 _EMPTY_REMEDY = "list accounts in it, or run account-pool add PROVIDER LABEL"
 _SYNTAX_REMEDY = "check indentation, quotes and brackets on this line and the ones before"
+_NOT_CLOSED = ("a { or [ is not closed", "close it, and quote a ${...} inside it")
 #: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
 _SYNTAX = (
     (r"'\t'", "a tab where YAML allows only spaces", "indent with spaces"),
@@ -254,7 +255,8 @@ _SYNTAX = (
         "check the indentation of this line and the one before, and put a value with "
         '": " in it in quotes',
     ),
-    ("expected ',' or", "a { or [ is not closed", "close it, and quote a ${...} inside it"),
+    ("expected ',' or", *_NOT_CLOSED),
+    ("content, but found '<stream end>'", *_NOT_CLOSED),
     ("unexpected end of stream", "a quote is not closed", "close it"),
     (
         "could not find expected ':'",

@@ -283,7 +283,10 @@ class _Reader(Struct):
         try:
             label = normalise_label(written)
         except ValueError as error:
-            self.document.problem(loc, "is empty", str(error))
+            if written.strip():
+                self.document.problem(loc, str(error), REMEDIES["label"])
+            else:
+                self.document.problem(loc, "is empty", str(error))
             return ""
         if is_token(written):
             # A label is shown wherever its account is named, and goes into the state.

@@ -15,6 +15,11 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from account_pool.core.meaning import LazyPattern
+
+#: Control characters, and those that turn the direction of what follows.
+_STEERS = LazyPattern("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 class AccountKey(NamedTuple):
     """The unique name of an account; prints as `provider/label`."""
@@ -38,11 +43,14 @@ class AccountKey(NamedTuple):
 def normalise_label(label: str) -> str:
     """Return *label* trimmed, in lower case, runs of white space turned into "-".
 
-    Raises ValueError when nothing is left: an account needs a name.
+    Raises ValueError when nothing is left, for an account needs a name, and for one that would
+    steer the terminals on which it is shown.
     """
     normalised = "-".join(label.split()).lower()
     if not normalised:
         raise ValueError("a label needs at least one character other than a space")
+    if _STEERS.search(normalised):
+        raise ValueError("a label cannot have a control character in it")
     return normalised
 
 

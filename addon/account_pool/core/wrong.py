@@ -45,7 +45,8 @@ _LIKELY = LazyPattern(
     r"|(?<=[Bb]earer )\S+|(?<=://)[^\s/@]+(?=@)"
     r"|(?<![\w./])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_+=-]{32,}(?![\w./])"
 )
-_USUAL_KEY = LazyPattern(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
+#: Names of windows begin with a number: `5h`, `7d-opus`.
+_USUAL_KEY = LazyPattern(r"(?:[A-Za-z][A-Za-z0-9_.-]{0,22}|[0-9]{1,3}[a-z]?[A-Za-z_-]{0,10})\Z")
 
 
 class Wrong(ValueError):
