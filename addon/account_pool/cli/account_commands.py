@@ -77,9 +77,9 @@ def select_next(
     as_json: AsJson = False,
 ) -> int:
     """Skip the account whose turn it is; prints the one that is next."""
-    from account_pool.cli.manage import select_next as skip
+    from account_pool.cli.manage import change
 
-    return skip(provider, port, as_json=as_json)
+    return change("next", provider, port, as_json=as_json)
 
 
 @accounts.command()

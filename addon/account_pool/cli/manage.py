@@ -102,21 +102,25 @@ def _found(number: int) -> int:
     return 0 if number else 1
 
 
-def change(verb: str, name: str, port: int, *, as_json: bool = False) -> int:
-    """Do what the command *verb* does to the account called *name*. Returns 0, or 1."""
+def change(verb: str, name: str, port: int, *, as_json: bool) -> int:
+    """Do what the command *verb* does to what is called *name*. Returns 0, or 1."""
     try:
-        value, said = changed(verb, AccountKey.parse(name), port)
+        value, said = changed(verb, name, port)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
     return answer(value, said, as_json=as_json)
 
 
-def changed(verb: str, key: AccountKey, port: int) -> tuple[Mapping[str, Any], str]:
-    """Do what the command *verb* does to an account; return the answer, also in words.
+def changed(verb: str, name: str, port: int) -> tuple[Mapping[str, Any], str]:
+    """Do what the command *verb* does to an account, `next` to a provider.
 
-    Raises NoAnswer.
+    Return the answer, also in words. Raises NoAnswer, and ValueError where *name* is none.
     """
+    if verb == "next":
+        value = api.change(port, "/account-pool/next", {"provider": name})
+        return value, f"next: {value.get('next') or 'none can serve now'}"
     path, done = _CHANGES[verb]
+    key = AccountKey.parse(name)
     value = api.change(port, path, {"provider": key.provider, "label": key.label})
     return value, f"{key}: {done}"
 
@@ -134,24 +138,6 @@ def _why_not(error: Exception, name: str, port: int) -> str:
     at = "" if port == DEFAULT_PORT else f" -p {port}"
     remedy = f"did you mean {meant}?" if meant else f"`{command()} list{at}` shows those it has"
     return f"{name}: {error}; {remedy}"
-
-
-def select_next(provider: str, port: int, *, as_json: bool = False) -> int:
-    """Skip the account whose turn it is at *provider*. Returns 0, or 1."""
-    try:
-        value, said = skipped(provider, port)
-    except api.NoAnswer as error:
-        return fail(_why_not(error, provider, port))
-    return answer(value, said, as_json=as_json)
-
-
-def skipped(provider: str, port: int) -> tuple[Mapping[str, Any], str]:
-    """Skip the account whose turn it is at *provider*; return the answer, also in words.
-
-    Raises NoAnswer.
-    """
-    value = api.change(port, "/account-pool/next", {"provider": provider})
-    return value, f"next: {value.get('next') or 'none can serve now'}"
 
 
 def remove(

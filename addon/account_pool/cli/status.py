@@ -58,7 +58,6 @@ from account_pool.cli.status_view import (
     whole_cooldown,
     wrapped,
 )
-from account_pool.core.account import AccountKey
 from account_pool.core.decision_text import duration
 from account_pool.core.fleet import UNKNOWN
 
@@ -172,12 +171,8 @@ class _Proxy:
         self._connection.cut_off()
 
     def change(self, change: Change) -> str:
-        if change.verb is Verb.NEXT:
-            _, said = manage.skipped(change.key.partition("/")[0], self._port)
-        else:
-            key = AccountKey.parse(change.key)
-            _, said = manage.changed(change.verb.value, key, self._port)
-        return said
+        name = change.key.partition("/")[0] if change.verb is Verb.NEXT else change.key
+        return manage.changed(change.verb.value, name, self._port)[1]
 
     def page(self, page: Page, width: int) -> Sequence[Text]:
         match page.kind:
