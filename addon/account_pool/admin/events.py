@@ -184,8 +184,7 @@ class _Client:
 class Broadcaster:
     """Reads the pool while somebody listens, and sends what differs to all who do.
 
-    Args:
-        read: returns what GET /account-pool, /health, /proxies and /decisions say, of all workers.
+    *read* returns what GET /account-pool, /health, /proxies and /decisions say, of all workers.
     """
 
     def __init__(self, read: Callable[[], Awaitable[tuple[Json, Json, Json, list[Json]]]]) -> None:

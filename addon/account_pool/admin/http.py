@@ -55,7 +55,6 @@ class AdminRequest(Struct, kw_only=True, eq=False):
     """One request to the proxy itself. Its representation shows no secret.
 
     Attributes:
-        method: as sent.
         target: path and query, as sent.
         headers: as sent; with HTTP/2 without the pseudo-headers.
         authority: of the address it was sent to (`:authority`, or an absolute address);
@@ -65,7 +64,6 @@ class AdminRequest(Struct, kw_only=True, eq=False):
             hides the client.
         address: address and port of this machine that it was sent to.
         body: the body so far, MAX_BODY_BYTES at most.
-        too_long: the body is longer than that.
         of_worker: another worker of this proxy asks, of its own accord or for a client that may.
     """
 
@@ -114,8 +112,7 @@ class AdminRequest(Struct, kw_only=True, eq=False):
 class AdminResponse(Struct, frozen=True):
     """A complete response, or the head of one that goes on.
 
-    Attributes:
-        chunks: what comes after *body*, as it comes; None: nothing.
+    *chunks* are what comes after *body*, as it comes; None: nothing.
     """
 
     status: int

@@ -147,10 +147,8 @@ class Endpoint:
         name: unique; the operation id of the description.
         handler: called with the context and what was asked: the parsed body or query, the
             provider in the path, or None.
-        returns: name of the schema of a good answer.
-        summary: one sentence.
+        returns: name of the schema of a good answer, which has the *status*.
         query, body: the shape of what is asked.
-        status: of a good answer.
         refusals: statuses of its own refusals.
         open: needs no token.
         sender: the handler is also given the request itself, behind what was asked.

@@ -65,9 +65,7 @@ class AddOptions:
 
     Attributes:
         words: provider and label, both optional: `openai work`, `openai/work`, `openai`, `work`.
-        env: the variable that holds the key; None: it is stored.
-        file: the file that holds it.
-        keychain: the item of the system's keychain that holds it.
+        env, file, keychain: where the key is; none of them: it is stored.
         pointer: where in the JSON of that file or item.
         host: of accounts that have one each (azure).
     """

@@ -67,8 +67,7 @@ class Health:
 class NoAnswer(Failed):
     """The pool did not answer as it should; the text says so to the user.
 
-    Attributes:
-        code: that of the error response, such as unknown_account; "" without one.
+    *code* is that of the error response, such as unknown_account; "" without one.
     """
 
     def __init__(self, text: str = "", code: str = "") -> None:

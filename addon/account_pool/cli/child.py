@@ -58,8 +58,7 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
 class Signals:
     """What comes meanwhile goes to the tool; without a tool it ends us by `Stopped`.
 
-    Attributes:
-        passed: a signal was passed on, or typed: whoever sent it wants the tool to end.
+    *passed*: a signal was passed on, or typed: whoever sent it wants the tool to end.
     """
 
     def __init__(self) -> None:

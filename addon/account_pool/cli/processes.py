@@ -226,12 +226,7 @@ def _owners(sockets: Collection[str]) -> dict[str, tuple[int, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the proxy is started.
-
-    Attributes:
-        folder: its working directory, where accounts.yaml is.
-        arguments: of mitmdump, besides those that are always given.
-    """
+    """How the proxy is started: where accounts.yaml is, with further options of mitmdump."""
 
     folder: str
     arguments: tuple[str, ...] = ()
@@ -242,8 +237,7 @@ class Record:
     """The proxy of one port.
 
     Attributes:
-        pid: of the process.
-        proof: `identity` of it.
+        proof: `identity` of its process.
         instance: what it calls itself in /health; "" until it has said so.
         launch: how it was started, to start it again.
         users: `identity` of each `run` that uses it, by process id.

@@ -71,8 +71,6 @@ class RunOptions:
     """What the user asked for.
 
     Attributes:
-        command: the tool and its arguments.
-        port: of the proxy.
         accounts_file, strategy: of a proxy that is started; None: as it has them.
         restart: start the tool again when a limit ended it.
         join: use a proxy that runs already whatever its accounts and options are.

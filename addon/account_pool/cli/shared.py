@@ -75,8 +75,7 @@ class Seen:
 class Watch:
     """Decides, look by look, for one proxy and those started in its place.
 
-    Attributes:
-        starts: how often in a row it was started without being well for STEADY_S.
+    *starts*: how often in a row it was started without being well for STEADY_S.
     """
 
     def __init__(self, now: float, *, busy: int = 0) -> None:

@@ -68,11 +68,9 @@ class Change:
 
 @dataclass(slots=True)
 class Page:
-    """One that fills the screen.
+    """One that fills the screen; *lines* are None until they were read.
 
-    Attributes:
-        account: provider/label of the account it is about; None: all.
-        lines: None until they were read.
+    *account* is provider/label of the account it is about; None: all.
     """
 
     kind: PageKind

@@ -44,11 +44,7 @@ class Confirmed(Enum):
 
 
 class Named(Struct, frozen=True):
-    """A file that the user named.
-
-    Attributes:
-        by: what named it, such as ACCOUNT_POOL_ACCOUNTS.
-    """
+    """A file that the user named, *by* what, such as ACCOUNT_POOL_ACCOUNTS."""
 
     path: Path
     by: str

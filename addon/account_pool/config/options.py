@@ -31,10 +31,8 @@ class PoolOption(Struct, frozen=True):
     Attributes:
         name: without the prefix: `max_wait` is `pool_max_wait` on the command line.
         type: of the value; for mitmproxy's own type see `typespec`.
-        default: its default.
         help: one paragraph, with unit.
         choices: the values accepted, None for any.
-        minimum: the smallest number accepted.
         not_in_file: why accounts.yaml cannot set it; "" when it can.
         reader: of several values, separated by commas; raises Wrong. A file may list them.
         is_switch: the text may be `on` or `off`, for which a file may have true or false.

@@ -16,14 +16,11 @@ _DID_YOU_MEAN = LazyPattern(r"did you mean (\w+)\?\Z")
 
 
 class Problem(Struct, frozen=True):
-    """One thing to correct.
+    """One thing to correct, and how.
 
     Attributes:
-        path: the file.
         line: counted from 1; None when it is about the whole file.
         key: where in the file, e.g. accounts[1].priority; "" for the whole file.
-        wrong: what is the matter.
-        remedy: what to do, or what is accepted.
     """
 
     path: Path

@@ -121,12 +121,9 @@ class _Notes(Struct):
 
 
 class Providers(Struct):
-    """The providers of a configuration.
+    """The providers of a configuration by name, and how some exchange the tokens of their accounts.
 
-    Attributes:
-        known: by name.
-        exchanges: for those that exchange the tokens of their accounts.
-        unclear: names that had problems; their accounts cannot be judged.
+    *unclear* are names that had problems; their accounts cannot be judged.
     """
 
     known: ChainMap[str, Provider]

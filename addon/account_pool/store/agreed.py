@@ -93,12 +93,9 @@ Result = TypeVar("Result")
 
 
 class Login(Struct, frozen=True, kw_only=True):
-    """What a store has of a login.
+    """What a store has of a login, at the time *now* of its clock.
 
-    Attributes:
-        now: when it was read, by the store's clock.
-        tokens: the newest; None if it was never refreshed.
-        claim: the last.
+    *tokens* are the newest, None if it was never refreshed; *claim* is the last.
     """
 
     now: float

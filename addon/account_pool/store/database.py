@@ -78,9 +78,7 @@ _UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 class Database:
     """One connection, used by one thread at a time.
 
-    Attributes:
-        path: the file.
-        ahead: how far the store's clock is ahead of the age of this run of the machine, seconds.
+    *ahead* is how far the store's clock is ahead of the age of this run of the machine, seconds.
     """
 
     def __init__(

@@ -22,10 +22,7 @@ from msgspec.structs import asdict
 class Moment(Struct, frozen=True):
     """Now, as a process sees it.
 
-    Attributes:
-        run: names this run of the machine; "" where that is not known.
-        up: seconds of it.
-        wall: the wall clock.
+    *run* names this run of the machine, "" where that is not known; *up* are its seconds.
     """
 
     run: str

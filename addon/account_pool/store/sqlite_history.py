@@ -152,9 +152,8 @@ class RequestQuestions:
 class KnownRequests(RequestQuestions):
     """Answers without the store: from what was read of it before, and from rows that are given.
 
-    Args:
-        asking: lends a database that has them, for one question.
-        last: returns the largest number that the store has given out, as far as is known.
+    *asking* lends a database that has them, for one question; *last* returns the largest number
+    that the store has given out, as far as is known.
     """
 
     def __init__(

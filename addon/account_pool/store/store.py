@@ -34,11 +34,7 @@ class StoreError(Exception):
 
 
 class DamagedError(StoreError):
-    """What it holds makes no sense.
-
-    Attributes:
-        wrong: what is wrong, without the remedy.
-    """
+    """What it holds makes no sense; *wrong* is what is wrong, without the remedy."""
 
     def __init__(self, wrong: str, remedy: str) -> None:
         super().__init__(f"{wrong}; {remedy}")
@@ -192,9 +188,7 @@ class News(Struct, frozen=True, kw_only=True):
 class Numbered(NamedTuple):
     """Identifies a batch of counts, which is added once however often it is sent.
 
-    Attributes:
-        proxy: the process that sends it.
-        number: grows with each batch.
+    *number* grows with each batch of the process *proxy*.
     """
 
     proxy: str
@@ -202,14 +196,13 @@ class Numbered(NamedTuple):
 
 
 class RequestQuery(NamedTuple):
-    """Which requests are asked for.
+    """Which requests are asked for, *limit* at most.
 
     Attributes:
         from_at, to_at: those that began in between, seconds since the epoch, *to_at* excluded.
         account: `provider/label`, or a provider.
         since: those with a larger number: of these the oldest.
         before: those with a smaller number.
-        limit: how many at most.
     """
 
     from_at: float | None = None
@@ -226,8 +219,7 @@ class RequestQuery(NamedTuple):
 class RequestPage(NamedTuple):
     """Rows of requests with their numbers, the newest first.
 
-    Attributes:
-        last: the largest number given out so far.
+    *last* is the largest number given out so far.
     """
 
     rows: list[tuple[int, RequestRow]]

@@ -30,10 +30,9 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end, read and written by the running event loop.
+    """One end, which is the channel's from then on, read and written by the running event loop.
 
     Args:
-        end: the socket; it belongs to the channel.
         receive: called with each message and its connection, which is its own from then on.
         closed: called once the other end is closed.
     """

@@ -313,9 +313,7 @@ def _packed(argument: Argument) -> bytes:
 class Breaker:
     """Counts failures in a row. Not thread-safe: its caller holds a lock.
 
-    Attributes:
-        failures: how many there were in a row; 0 while the engine can be used.
-        again_at: before that nobody tries.
+    *failures* are 0 while the engine can be used; before *again_at* nobody tries.
     """
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -451,13 +449,10 @@ _SCRIPT_TAIL = "return answer(table.remove(ARGV, 1), KEYS, ARGV)\n"
 
 
 class Library(NamedTuple):
-    """The functions of one version.
+    """The functions of one version; their names begin with that of the library.
 
-    Attributes:
-        name: of the library; names of its functions begin with it.
-        source: what `FUNCTION LOAD` takes.
-        script: what `SCRIPT LOAD` takes; its first argument is the name of the function.
-        sha: what `EVALSHA` takes.
+    *source* is what `FUNCTION LOAD` takes, *script* what `SCRIPT LOAD` does: its first argument is
+    the name of the function. *sha* is for `EVALSHA`.
     """
 
     name: str

@@ -161,12 +161,9 @@ class FleetStore:
 
 
 class _Waits(NamedTuple):
-    """A login that is not moved yet.
+    """A login that is not moved yet: what is in the way, and what the file has of it, if known.
 
-    Attributes:
-        why: what is in the way.
-        tokens: what the file has of it; None where that is not known.
-        is_elsewhere: an engine has it, and it is not ours.
+    *is_elsewhere*: an engine has it, and it is not ours.
     """
 
     why: StoreError
@@ -309,11 +306,9 @@ class InUseError(StoreError):
 
 
 class Kept(NamedTuple):
-    """What a file has of a login.
+    """What a file has of a login: the newest tokens there, with times of our wall clock.
 
-    Attributes:
-        tokens: the newest there, with times of our wall clock.
-        moved_to: the engine that has newer ones; "": none.
+    *moved_to* is the engine that has newer ones; "": none.
     """
 
     tokens: Tokens

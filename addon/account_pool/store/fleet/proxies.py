@@ -176,18 +176,11 @@ class FleetProxies:
             return []  # a heartbeat tells them
         return [Change("f", self.me, None, dumps(self._in_flight))]
 
-    def reap(self, proxies: Collection[str]) -> None:
+    def reap(self, proxies: Collection[str], *, and_forget: bool = False) -> None:
+        """End what these hold; *and_forget*: what they have said is forgotten, too."""
         if proxies:
-            self._link.call("reap", GRACE_S, "", *map(_id_of, proxies))
-
-    def forget(self, proxies: Collection[str]) -> None:
-        """Forget what these have said."""
-        if proxies:
-            self._link.call("reap", GRACE_S, "1", *map(_id_of, proxies))
-
-    def leave(self) -> None:
-        """End in good order."""
-        self._link.call("reap", GRACE_S, "1", self.me)
+            forget = "1" if and_forget else ""
+            self._link.call("reap", GRACE_S, forget, *map(_id_of, proxies))
 
     # -- shares
 

@@ -278,7 +278,7 @@ class FleetState:
         return self._proxies.rows()
 
     def forget(self, proxies: Collection[str]) -> None:
-        self._proxies.forget(proxies)
+        self._proxies.reap(proxies, and_forget=True)
 
     def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:
         granted: dict[AccountKey, Share] = {}
@@ -339,7 +339,7 @@ class FleetState:
         if self._listener is not None:
             self._listener.close()
         with contextlib.suppress(StoreError):
-            self._proxies.leave()
+            self._proxies.reap([self._proxies.me], and_forget=True)
         self.requests.close()
         self._link.engine.close()
 

@@ -41,7 +41,6 @@ class Era(Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: the run of the engine; "" where that is not told.
-        since: when it began.
         key: the id of the key that tokens are sealed with.
         id: tells it from others.
         settle_s: how long the slowest proxy may take to notice that it has begun, seconds; 0:
