@@ -273,7 +273,7 @@ def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everythin
     Connections that come and go are left out, unless *everything* is asked for.
     """
     log = Places.usual(port).log
-    wanted = None if everything else _is_telling
+    wanted = None if everything else lambda line: _CONNECTION.search(line) is None
     if path_only:
         print(log)
         return 0
@@ -303,10 +303,6 @@ def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everythin
         # `| head` has seen enough; what is left must not be flushed into it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _is_telling(line: str) -> bool:
-    return _CONNECTION.search(line) is None
 
 
 def _open(log: Path) -> TextIO:

@@ -78,7 +78,7 @@ def serve(
         workers = 1
     start = mitmdump_command(program) if workers == 1 else WORKER
     command = [*start, "-s", str(addon_script())]
-    if not _names_address(arguments):
+    if not _values("--listen-host", arguments) and "listen_host" not in _settings(arguments):
         command += ["--listen-host", HOST]
     if port is not None:
         command += ["--listen-port", str(port)]
@@ -142,13 +142,6 @@ def _values(option: str, arguments: Sequence[str]) -> list[str]:
     """Return what *arguments* give for *option*."""
     after = [b for a, b in itertools.pairwise(arguments) if a == option]
     return after + [w.partition("=")[2] for w in arguments if w.startswith(f"{option}=")]
-
-
-def _names_address(arguments: Sequence[str]) -> bool:
-    """Say whether the user says where to listen: in *arguments*, or in mitmproxy's config."""
-    if any(word.partition("=")[0] == "--listen-host" for word in arguments):
-        return True
-    return "listen_host" in _settings(arguments)
 
 
 def _settings(arguments: Sequence[str]) -> Mapping[str, object]:

@@ -42,14 +42,15 @@ def read_accounts(
         "WHERE account IN (SELECT value FROM json_each(?))",
         wanted,
     ):
-        covered = _unquoted(model)
+        covered, said = _unquoted(model), json.loads(cause)
         cooldowns.setdefault(account, {})[covered] = Cooldown(
             model=covered,
             since=since,
             until=until,
             streak=streak,
-            cause=_cause(json.loads(cause)),
-            probed_at=_probed_at(cause),
+            cause=_cause(said),
+            # Files of earlier versions do not say it.
+            probed_at=_number_or(said.get("probed_at"), -inf),
         )
     endings = {
         account: Endings(*(-inf if at is None else float(at) for at in ended))
@@ -172,12 +173,6 @@ def _window_text(window: Window) -> str:
 
 def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
     return json.dumps({**_cause_row(cause), "probed_at": None if probed_at == -inf else probed_at})
-
-
-def _probed_at(text: str) -> float:
-    """Return when the deadline was last tried; files of earlier versions do not say it."""
-    at = json.loads(text).get("probed_at")
-    return -inf if at is None else float(at)
 
 
 # -- in an engine
