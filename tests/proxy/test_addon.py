@@ -101,6 +101,17 @@ async def test_accounts_of_the_file(load, caplog):
     assert [bool(s.credentials) for s in addon.service.pool.accounts] == [True, True]
 
 
+async def test_of_many_accounts_the_first_are_named(load, caplog):
+    many = "".join(
+        f"  - {{provider: openai, label: a{n}, token: sk-fake-{n}}}\n" for n in range(22)
+    )
+    addon, _ = load(f"accounts:\n{many}")
+    await started(addon)
+    [said] = [r.getMessage() for r in caplog.records if r.levelno == ALERT]
+    assert said.startswith("account-pool: ready with 22 accounts of ~/accounts.yaml: openai/a0, ")
+    assert said.endswith(", openai/a18, openai/a19 and 2 more")
+
+
 async def test_it_says_at_the_start_which_state_it_shares(load, monkeypatch, caplog):
     pytest.importorskip("redis")
     monkeypatch.setenv("ENGINE_PASSWORD", "fake-password-of-the-engine")
@@ -176,6 +187,16 @@ async def test_a_directory_of_mitmproxy_that_is_a_file(load, caplog, tmp_path):
     (tmp_path / "file").touch()
     addon, _ = load(confdir=str(tmp_path / "file"))
     assert f"confdir: {tmp_path / 'file'} is not a directory; name another" in caplog.text
+    assert addon._failed
+
+
+async def test_a_directory_of_mitmproxy_that_cannot_be_made(load, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    confdir = tmp_path / "file" / "mitmproxy"
+    addon, _ = load(confdir=str(confdir))
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [
+        f"account-pool: confdir: {confdir} cannot be made (not a directory); name another"
+    ]
     assert addon._failed
 
 

@@ -96,6 +96,10 @@ def addon() -> AccountPool:
     return reload.carried_over(AccountPool) or AccountPool()
 
 
+#: Accounts that the line about the start names.
+_MAX_NAMED = 20
+
+
 class AccountPool:
     """Pools accounts inside mitmproxy."""
 
@@ -262,7 +266,9 @@ class AccountPool:
         if not states:
             logger.log(ALERT, _NOTHING.format(command=accounts_file.command()))
             return
-        names = ", ".join(str(state.key) for state in states)
+        names = ", ".join(str(state.key) for state in states[:_MAX_NAMED])
+        if (more := len(states) - _MAX_NAMED) > 0:
+            names += f" and {more:,} more"
         who = accounts_file.counted(len(states), self.reloader.file.path)
         if (fleet := self.service.fleet).pool:
             who += f", on the state {fleet.kind} {fleet.server}, pool {fleet.pool}"

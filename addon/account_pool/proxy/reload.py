@@ -40,7 +40,7 @@ from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.configuration import Config, from_environment
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.core.account import AccountKey
-from account_pool.filesystem import expanded
+from account_pool.filesystem import expanded, reason_of
 from account_pool.proxy.process import without_collections
 from account_pool.proxy.wiring import Changes, Wiring
 from account_pool.store.pool_state import database_path
@@ -107,8 +107,17 @@ class Reloader:
     def load(self) -> Config:
         """Read the accounts. Blocks. Raises one of RELOAD_ERRORS."""
         confdir = expanded(ctx.options.confdir)
-        if confdir.exists() and not confdir.is_dir():
-            raise exceptions.OptionsError(f"confdir: {confdir} is not a directory; name another")
+        try:
+            # mitmproxy does so too late: once it listens, and with a traceback.
+            confdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise exceptions.OptionsError(
+                f"confdir: {confdir} is not a directory; name another"
+            ) from None
+        except OSError as e:
+            raise exceptions.OptionsError(
+                f"confdir: {confdir} cannot be made ({reason_of(e)}); name another"
+            ) from None
         loaded = self.file.load() or from_environment(
             os.environ,
             github_token=ctx.options.pool_github_token or None,
