@@ -15,12 +15,11 @@ from itertools import islice
 from math import inf
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from account_pool.core import reset_hints
 from account_pool.core.headroom import Window
-from account_pool.core.json_values import NOT_READ, members
+from account_pool.core.json_values import decoded, members
 from account_pool.core.meaning import LazyPattern
 
 # Bounds on what is read of a hostile response.
@@ -392,7 +391,7 @@ def from_events(content: bytes, marks: tuple[bytes, ...], context: ResponseConte
     windows: list[Window] = []
     for line in content.split(b"\n"):
         if any(mark in line for mark in marks):
-            windows += from_event(_json(line.removeprefix(b"data:")), context)
+            windows += from_event(decoded(line.removeprefix(b"data:")), context)
     return windows
 
 
@@ -401,13 +400,6 @@ def from_event(event: Any, context: ResponseContext) -> list[Window]:
     if not isinstance(event, dict):
         return []
     return [window for read_one in _READERS for window in read_one(event, context)]
-
-
-def _json(line: bytes) -> Any:
-    try:
-        return msgspec.json.decode(line)
-    except NOT_READ:
-        return None
 
 
 # -- kinds of events

@@ -17,6 +17,19 @@ import msgspec
 NOT_READ = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
+def decoded(text: bytes | str) -> Any:
+    """Return the value that *text* is, None if it is no JSON."""
+    try:
+        return msgspec.json.decode(text)
+    except NOT_READ:
+        return None
+
+
+def text_in(value: object) -> str | None:
+    """Return *value* if it is text, and not empty."""
+    return value if isinstance(value, str) and value else None
+
+
 def members(value: Any) -> Mapping[str, Any]:
     """Return *value* if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}

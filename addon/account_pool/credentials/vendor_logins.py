@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from account_pool.core.json_values import text_in
 from account_pool.core.meaning import LazyPattern
 from account_pool.filesystem import expanded, is_file
 from account_pool.providers.token_forms import jwt_claims
@@ -90,9 +91,9 @@ def codex(document: Any) -> Shape | None:
             provider="codex",
             access=tokens["access_token"],
             refresh=tokens.get("refresh_token"),
-            companions=_texts(tokens, "account_id"),
+            companions=_named(account_id=tokens.get("account_id")),
             client_id=client_of(claims),
-            owner=_text(claims.get("email")),
+            owner=text_in(claims.get("email")),
         )
     return Shape(provider="openai", access=document.get("OPENAI_API_KEY"))
 
@@ -111,7 +112,7 @@ def claude(document: Any) -> Shape | None:
             account_id=login.get("accountUuid"), organization=login.get("organizationUuid")
         ),
         login_ends_at=login.get("refreshTokenExpiresAt"),
-        client_id=_text(login.get("clientId")),
+        client_id=text_in(login.get("clientId")),
     )
 
 
@@ -128,7 +129,7 @@ def gemini(document: Any) -> Shape | None:
         # Google's id of the person, OpenID Connect Core 1.0, section 2.
         companions=_named(user_id=claims.get("sub")),
         client_id=client_of(claims),
-        owner=_text(claims.get("email")),
+        owner=text_in(claims.get("email")),
     )
 
 
@@ -141,22 +142,14 @@ def github(document: Any) -> Shape | None:
     return None if token is None else Shape(provider="copilot", access=token)
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
 def client_of(claims: Mapping[str, Any]) -> str | None:
     """Return whom a token was made for (OpenID Connect Core 1.0, section 2)."""
     audience = claims.get("aud")
-    return _text(audience[0] if isinstance(audience, list) and audience else audience)
+    return text_in(audience[0] if isinstance(audience, list) and audience else audience)
 
 
 def _named(**values: Any) -> dict[str, str]:
-    return _texts(values, *values)
-
-
-def _texts(values: Mapping[str, Any], *names: str) -> dict[str, str]:
-    return {name: value for name in names if isinstance(value := values.get(name), str) and value}
+    return {name: text for name, value in values.items() if (text := text_in(value))}
 
 
 def _github_tokens(value: Any) -> Iterator[str]:

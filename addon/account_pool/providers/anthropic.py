@@ -21,7 +21,7 @@ from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.headroom_parsing import LETTER_S, REJECTED
-from account_pool.core.json_values import members
+from account_pool.core.json_values import members, text_in
 from account_pool.core.meaning import LazyPattern, Meaning
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
@@ -256,8 +256,7 @@ def _limited_family(facts: ErrorFacts) -> str | None:
 
 def _detailed_model(facts: ErrorFacts) -> str | None:
     """Return the model that the details of an error name."""
-    model = members(facts.error.get("details")).get("model")
-    return model if isinstance(model, str) and model else None
+    return text_in(members(facts.error.get("details")).get("model"))
 
 
 def _is_allowed(facts: ErrorFacts) -> bool:

@@ -16,7 +16,13 @@ from msgspec.structs import replace
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.json_values import NOT_READ, member_spans, replaced, top_member_spans
+from account_pool.core.json_values import (
+    NOT_READ,
+    decoded,
+    member_spans,
+    replaced,
+    top_member_spans,
+)
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions
@@ -144,10 +150,7 @@ def _respelt(user_id: bytes, account_id: str) -> bytes:
         text = msgspec.json.decode(user_id, type=str)
     except NOT_READ:
         return user_id
-    try:
-        inner = msgspec.json.decode(text)
-    except NOT_READ:
-        inner = None
+    inner = decoded(text)
     if isinstance(inner, dict) and "account_uuid" in inner:
         named = msgspec.json.encode({**inner, "account_uuid": account_id}).decode()
     else:

@@ -17,12 +17,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.json_values import NOT_READ
+from account_pool.core.json_values import decoded, members, text_in
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
@@ -134,10 +132,9 @@ def token_companions(token: str) -> Mapping[str, str]:
     if not isinstance(auth, dict):
         return {}
     companions = {}
-    if isinstance(account_id := auth.get("chatgpt_account_id"), str) and account_id:
-        companions["account_id"] = account_id
-    if isinstance(user_id := auth.get("chatgpt_user_id"), str) and user_id:
-        companions["user_id"] = user_id
+    for name in ("account_id", "user_id"):
+        if value := text_in(auth.get(f"chatgpt_{name}")):
+            companions[name] = value
     if auth.get("chatgpt_account_is_fedramp") is True:
         companions["fedramp"] = "true"
     return companions
@@ -288,8 +285,7 @@ def _header_error(*codes: str) -> Callable[[ErrorFacts], bool]:
 
 
 def _header_codes(facts: ErrorFacts) -> frozenset[str]:
-    error = _decoded(facts.headers.get("x-error-json", ""))
-    inner = error.get("error") if isinstance(error, dict) else None
+    inner = members(_decoded(facts.headers.get("x-error-json", ""))).get("error")
     named = [inner.get("code"), inner.get("type")] if isinstance(inner, dict) else [inner]
     named.append(facts.headers.get("x-openai-authorization-error"))
     return frozenset(name.strip().lower() for name in named if isinstance(name, str))
@@ -298,8 +294,8 @@ def _header_codes(facts: ErrorFacts) -> frozenset[str]:
 def _decoded(text: str) -> Any:
     """Read JSON in base64."""
     try:
-        return msgspec.json.decode(base64.b64decode(text[:4096] + "==", validate=False))
-    except (ValueError, *NOT_READ):
+        return decoded(base64.b64decode(text[:4096] + "==", validate=False))
+    except ValueError:
         return None
 
 

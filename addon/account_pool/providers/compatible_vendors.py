@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
-from account_pool.core.json_values import members
+from account_pool.core.json_values import members, text_in
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.outcome import ErrorFacts, Scope
 from account_pool.core.signals import (
@@ -63,8 +63,7 @@ def _openrouter_delay(text: str, wait_s: float, wall_now: float) -> str:
 
 def _user(facts: ErrorFacts) -> str | None:
     """Return the user a response names beside the error."""
-    user = facts.outer.get("user_id")
-    return user if isinstance(user, str) and user else None
+    return text_in(facts.outer.get("user_id"))
 
 
 def _utc_day(facts: ErrorFacts) -> float | None:

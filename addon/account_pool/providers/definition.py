@@ -470,8 +470,7 @@ def _wait(reset: Reset) -> Wait:
 
 
 def _named(facts: ErrorFacts, pointer: Pointer) -> str | None:
-    value = json_values.find(facts.payload, pointer)
-    return value if isinstance(value, str) and value else None
+    return json_values.text_in(json_values.find(facts.payload, pointer))
 
 
 def _text(value: Any) -> str | None:

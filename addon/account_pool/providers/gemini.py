@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.json_values import text_in
 from account_pool.core.meaning import LazyPattern, Meaning
 from account_pool.core.outcome import ErrorFacts
 from account_pool.core.signals import (
@@ -140,8 +141,7 @@ def model(head: RequestHead) -> str | None:
         return unquote(native["model"])
     if (named := body_model(head)) or not _INTERACTIONS.fullmatch(head.path):
         return named
-    agent = head.json.agent if head.json is not None else None
-    return agent if isinstance(agent, str) and agent else None
+    return text_in(head.json.agent) if head.json is not None else None
 
 
 _MODEL_IN_PATH = LazyPattern(rf"{_VERSION}/models/(?P<model>[^/:]+)")

@@ -32,7 +32,7 @@ from account_pool.core.headroom_parsing import (
     snapshot_parts,
     unified,
 )
-from account_pool.core.json_values import finite_number, members
+from account_pool.core.json_values import finite_number, members, text_in
 from account_pool.core.outcome import LIMITS
 from account_pool.core.state import AccountState
 from account_pool.version import __version__
@@ -290,10 +290,6 @@ _CLAUDE_NAMES = {"five_hour": "5h", "seven_day": "7d"}
 _CLAUDE_KINDS = {"session": "5h", "weekly_all": "7d", "weekly_scoped": "7d"}
 
 
-def _claude_headers(credential: Credential) -> Mapping[str, str]:
-    return {**_bearer(credential), "anthropic-beta": "oauth-2025-04-20"}
-
-
 def _claude(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     def windows() -> Iterator[Window | None]:
         for name, said in islice(value.items(), _MAX_ITEMS):
@@ -332,7 +328,7 @@ def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     def windows() -> Iterator[Window | None]:
         yield from limit(value.get("rate_limit"), None)
         for more in _items(value.get("additional_rate_limits")):
-            if isinstance(name := more.get("limit_name"), str) and name:
+            if name := text_in(more.get("limit_name")):
                 yield from limit(more.get("rate_limit"), name[:_MAX_CHARS].lower())
 
     def limit(said: Any, model: str | None) -> Iterator[Window | None]:
@@ -353,10 +349,6 @@ def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
 
 
 # -- Copilot: quotas of a month. Windows of hours and weeks are not shown there.
-
-
-def _github_headers(credential: Credential) -> Mapping[str, str]:
-    return {"authorization": f"token {credential.secret.reveal()}"}
 
 
 def _copilot(value: Mapping[str, Any], context: ResponseContext) -> Shown:
@@ -410,7 +402,7 @@ LOOK_UPS: Mapping[str, LookUp] = {
     "claude-code": LookUp(
         url="https://api.anthropic.com/api/oauth/usage",
         kind="oauth",
-        headers=_claude_headers,
+        headers=lambda held: {**_bearer(held), "anthropic-beta": "oauth-2025-04-20"},
         read=_claude,
     ),
     "codex": LookUp(
@@ -422,7 +414,7 @@ LOOK_UPS: Mapping[str, LookUp] = {
     "copilot": LookUp(
         url="https://api.github.com/copilot_internal/user",
         kind="github",
-        headers=_github_headers,
+        headers=lambda held: {"authorization": f"token {held.secret.reveal()}"},
         read=_copilot,
     ),
     "openrouter": LookUp(

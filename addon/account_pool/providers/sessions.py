@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 from msgspec import Struct
 
-from account_pool.core.json_values import NOT_READ
+from account_pool.core.json_values import NOT_READ, text_in
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.meaning import LazyPattern
 from account_pool.providers.base import Body, RequestHead, body_from, is_websocket
@@ -430,9 +430,7 @@ def ids_in_request(
 
 def id_of(member: Any) -> str | None:
     """Return an id that is given as a string, or as the member `id` of an object."""
-    if isinstance(member, dict):
-        member = member.get("id")
-    return member if isinstance(member, str) and member else None
+    return text_in(member.get("id") if isinstance(member, dict) else member)
 
 
 # Text that looks like this inside a string has its quotes escaped.

@@ -20,10 +20,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from account_pool.core.json_values import NOT_READ, finite_number, members
+from account_pool.core.json_values import decoded, finite_number, members
 from account_pool.core.meaning import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN
 
@@ -132,10 +131,9 @@ def jwt_claims(token: str) -> Mapping[str, Any]:
         return {}
     padded = parts[1] + "=" * (-len(parts[1]) % 4)
     try:
-        value = msgspec.json.decode(base64.b64decode(padded, altchars="-_", validate=True))
-    except (ValueError, *NOT_READ):
+        return members(decoded(base64.b64decode(padded, altchars="-_", validate=True)))
+    except ValueError:
         return {}
-    return members(value)
 
 
 def jwt_expires_at(token: str) -> float | None:

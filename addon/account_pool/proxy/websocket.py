@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 from mitmproxy.proxy import commands, events
@@ -26,7 +25,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Event, Message
 from wsproto.frame_protocol import CloseReason
 
-from account_pool.core.json_values import NOT_READ
+from account_pool.core.json_values import NOT_READ, decoded
 from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse
 from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.base import Provider
@@ -97,7 +96,7 @@ class WebsocketReader(msgspec.Struct):
             self.running = False
         if self.answered and not HAS_ERROR.search(content):
             return None
-        value = _json(content)
+        value = decoded(content)
         match self.provider.judge(None, value):
             case Verdict.CONTINUE:
                 return None
@@ -215,10 +214,3 @@ def _closed(socket: WebsocketLayer, wall_now: float, code: int) -> CommandGenera
     yield WebsocketEndHook(socket.flow)
     socket.flow.live = False
     socket._handle_event = socket.done
-
-
-def _json(content: bytes) -> Any:
-    try:
-        return msgspec.json.decode(content)
-    except NOT_READ:
-        return None
