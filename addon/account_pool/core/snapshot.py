@@ -292,20 +292,21 @@ def merge(
     endings = mine.endings.latest(theirs.endings)
     mine = _ended(mine, theirs.endings.since(base.endings))
     theirs = _ended(theirs, mine.endings.since(base.endings))
+    sides = base, mine, theirs
     cooldowns = {
         model: cooldown
         for model in {**theirs.cooldowns, **mine.cooldowns}
-        if (cooldown := _cooldown(*(s.cooldowns.get(model) for s in (base, mine, theirs))))
+        if (cooldown := _merged(_longer, *(s.cooldowns.get(model) for s in sides)))
     }
     windows = {
         key: window
         for key in {**theirs.windows, **mine.windows}
-        if (window := _window(*(s.windows.get(key) for s in (base, mine, theirs))))
+        if (window := _merged(_told_last, *(s.windows.get(key) for s in sides)))
     }
     return AccountSnapshot(
         key=mine.key,
         cooldowns=cooldowns,
-        disabled=_merged(base.disabled, mine.disabled, theirs.disabled, _last),
+        disabled=_merged(_last, base.disabled, mine.disabled, theirs.disabled),
         endings=endings,
         refused=_changed(base.refused, mine.refused, theirs.refused),
         owner=_changed(base.owner, mine.owner, theirs.owner),
@@ -348,10 +349,10 @@ def _changed(base: Value, mine: Value, theirs: Value) -> Value:
 
 
 def _merged(
+    both: Callable[[Value, Value], Value],
     base: Value | None,
     mine: Value | None,
     theirs: Value | None,
-    both: Callable[[Value, Value], Value],
 ) -> Value | None:
     """Return what has changed, if only one side did that or one has none; else *both*."""
     if mine in (base, theirs):
@@ -361,15 +362,8 @@ def _merged(
     return theirs if mine is None else both(mine, theirs)
 
 
-def _window(base: Window | None, mine: Window | None, theirs: Window | None) -> Window | None:
-    """Return the window that was reported last; one that a side has dropped stays dropped."""
-    return _merged(base, mine, theirs, lambda a, b: max(a, b, key=lambda window: window.told_at))
-
-
-def _cooldown(
-    base: Cooldown | None, mine: Cooldown | None, theirs: Cooldown | None
-) -> Cooldown | None:
-    return _merged(base, mine, theirs, _longer)
+def _told_last(mine: Window, theirs: Window) -> Window:
+    return max(mine, theirs, key=lambda window: window.told_at)
 
 
 def _longer(mine: Cooldown, theirs: Cooldown) -> Cooldown:
