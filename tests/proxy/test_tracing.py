@@ -38,7 +38,7 @@ def test_which_variable_names_a_collector(environ: dict[str, str], variable: str
 
 async def test_nothing_is_kept_or_imported_where_none_is_named() -> None:
     log, made = RequestLog(), Tracing()
-    made.start({}, lambda heard: setattr(log, "also", heard))
+    made.start({}, log)
     await asyncio.sleep(0)
     assert log.also is None
     assert made._task is None
@@ -50,7 +50,7 @@ async def test_without_the_extra_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(tracing, "_MODULES", {"api": "opentelemetry_that_is_not_there"})
     log, made = RequestLog(), Tracing()
-    made.start(ENVIRON, lambda heard: setattr(log, "also", heard))
+    made.start(ENVIRON, log)
     assert made._task is not None
     await made._task
     assert log.also is None
@@ -101,7 +101,7 @@ async def test_spans_reach_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     exporter: Any = memory.InMemorySpanExporter()
     log, made = RequestLog(kept_days=0), Tracing(lambda _library: exporter)
-    made.start(ENVIRON, lambda heard: setattr(log, "also", heard))
+    made.start(ENVIRON, log)
     async with asyncio.timeout(PATIENCE_S):
         while log.also is None:
             await asyncio.sleep(0)

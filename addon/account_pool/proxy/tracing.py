@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from account_pool.core.instruments import Ended, Mark
+from account_pool.core.instruments import Ended, Mark, RequestLog
 from account_pool.core.request_rows import Status, row_of
 from account_pool.supervision import log_and_continue, tasks
 from account_pool.version import __version__
@@ -198,16 +198,11 @@ class Tracing:
         self._making = threading.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def start(
-        self, environ: Mapping[str, str], listen: Callable[[Callable[[Ended], object]], object]
-    ) -> None:
-        """Begin, if *environ* names a collector. Needs the running loop.
-
-        *listen* has a function called with each request that has ended.
-        """
+    def start(self, environ: Mapping[str, str], log: RequestLog) -> None:
+        """Begin, if *environ* names a collector, with what *log* gets. Needs the running loop."""
         variable = endpoint_variable(environ)
         if variable is not None:
-            work = lambda: self._run(variable, listen)  # noqa: E731
+            work = lambda: self._run(variable, log)  # noqa: E731
             self._task = tasks.supervised("sending spans", work)
 
     def stop(self) -> None:
@@ -226,9 +221,7 @@ class Tracing:
             self._make_spans()
             self._provider.force_flush(int(FLUSH_S * 1000))
 
-    async def _run(
-        self, variable: str, listen: Callable[[Callable[[Ended], object]], object]
-    ) -> None:
+    async def _run(self, variable: str, log: RequestLog) -> None:
         if self._provider is None:
             try:
                 self._provider = await asyncio.to_thread(self._make_provider)
@@ -238,7 +231,7 @@ class Tracing:
                     f"no spans are sent; {_EXTRA}"
                 )
                 return
-            listen(self.waiting.append)
+            log.also = self.waiting.append
             logger.info(f"account-pool: spans are sent to the collector in {variable}")
         while True:
             await asyncio.sleep(EVERY_S)

@@ -31,7 +31,6 @@ from account_pool.config.review import Notices, ending_logins
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
 from account_pool.core.usage import Counted
 from account_pool.credentials.acquire import AcquireContext, CodeAssist
@@ -187,7 +186,7 @@ class Wiring:
             from account_pool.proxy.tracing import Tracing  # noqa: PLC0415 - rarely wanted
 
             self.tracing = Tracing()
-            self.tracing.start(os.environ, self._listen_to_ends)
+            self.tracing.start(os.environ, self.service.ended)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -314,9 +313,6 @@ class Wiring:
             if warning not in self._file_warnings:
                 logger.warning(f"account-pool: {warning}")
         self._file_warnings = loaded.warnings
-
-    def _listen_to_ends(self, heard: Callable[[Ended], object]) -> None:
-        self.service.ended.also = heard
 
     def _login_ends(self) -> dict[AccountKey, float]:
         """Return when logins end, however often they are refreshed, seconds since the epoch."""
