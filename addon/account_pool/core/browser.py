@@ -59,7 +59,8 @@ def sender_of(
         allowed: origins that are no page's, as `read_origins` returns them.
     """
     found = {origin_of(text) for text in origins}
-    others = {one for one in found if one is None or not (one in allowed or _is_tool(one))}
+    of_tools = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
+    others = {o for o in found if o is None or not (o in allowed or o.startswith(of_tools))}
     if found and not others:
         return Sender.PROGRAM
     said = {site.strip().lower() for site in sites}
@@ -87,10 +88,6 @@ def origin(scheme: str, host: str, port: int | None) -> str:
     shown_port = "" if port is None or port == _USUAL_PORTS.get(scheme) else f":{port}"
     name = host_name(host)
     return f"{scheme}://{f'[{name}]' if ':' in name else name}{shown_port}"
-
-
-def _is_tool(one: str) -> bool:
-    return one.partition("://")[0] in TOOL_SCHEMES
 
 
 # -- hosts

@@ -116,7 +116,9 @@ def meaning_of(status: int, message: str, words: frozenset[str]) -> Meaning | No
     by_code = _code_meaning(words) if status < 500 else None
     if status in ABOUT_ACCOUNT:
         said = _first(_meaning_of_clause(clause) for clause in _clauses(message))
-        if said in (None, Meaning.RATE) and _is_the_vendors_limit(message[:_MAX_CHARS]):
+        start = message[:_MAX_CHARS]
+        # A rate is limited that is said not to be the account's.
+        if said in (None, Meaning.RATE) and _NOT_YOURS.search(start) and _RATE.search(start):
             said = Meaning.CAPACITY
         # "The model is unavailable" beside a 403 is about the account.
         said = None if said is Meaning.CAPACITY and status in (401, 402, 403) else said
@@ -149,11 +151,6 @@ def _what_is_limited(message: str) -> tuple[str, bool]:
     limits = [one for one in clauses if one and _meaning_of_clause(_bare(one)) in _LIMITS]
     text = " ".join(limits) or message[:_MAX_CHARS]
     return text, bool(_ONE_MODEL.search(text))
-
-
-def _is_the_vendors_limit(text: str) -> bool:
-    """Say whether a rate is limited that is said not to be the account's."""
-    return bool(_NOT_YOURS.search(text) and _RATE.search(text))
 
 
 def is_about_request(message: str) -> bool:

@@ -248,10 +248,6 @@ def _following(at: datetime, days: int) -> datetime:
     return (at.replace(tzinfo=None) + days * _DAY).replace(tzinfo=at.tzinfo)
 
 
-def _epoch(found: re.Match[str], _today: datetime) -> datetime | None:
-    return datetime.fromtimestamp(int(found["epoch"]), UTC)
-
-
 def _countdown(found: re.Match[str]) -> float | None:
     days, hours, minutes, whole = found.group("days", "hours", "minutes", "seconds")
     clock = timedelta(int(days or 0), int(whole), 0, 0, int(minutes), int(hours))
@@ -268,7 +264,7 @@ _SPELLINGS: tuple[tuple[LazyPattern[str], _Read], ...] = (
     (_DAY_OF_YEAR, _day_of_year),
     (_OF_DAY, _time_of_day),
     (_NEXT, _next_day),
-    (_EPOCH, _epoch),
+    (_EPOCH, lambda found, _today: datetime.fromtimestamp(int(found["epoch"]), UTC)),
 )
 _CHINESE_SPELLINGS: tuple[tuple[LazyPattern[str], _Read | None], ...] = (
     (_MOMENT, _moment),

@@ -47,10 +47,6 @@ SessionRow = tuple[str, str, float]
 PinRow = tuple[str, str, float]
 
 
-def _ignore(_key: str) -> None:
-    """The default callback."""
-
-
 # -- things of one account
 
 
@@ -79,7 +75,7 @@ class Pins(Struct, kw_only=True, eq=False):
     """
 
     max_pins: int = MAX_PINS
-    changed: Callable[[str], None] = _ignore
+    changed: Callable[[str], object] = lambda _key: None
     _known: OrderedDict[str, tuple[AccountKey, float]] = field(default_factory=OrderedDict)
     #: named since `note_used`
     _named: set[str] = field(default_factory=set)
@@ -236,7 +232,7 @@ class Sessions(Struct, kw_only=True, eq=False):
 
     idle_s: float = IDLE_S
     max_sessions: int = MAX_SESSIONS
-    changed: Callable[[str], None] = _ignore
+    changed: Callable[[str], object] = lambda _key: None
     _known: dict[str, Session] = field(default_factory=dict)
     #: A heap of (when it was used, as far as is noted here; a number; key; session), one entry
     #: for each session, which is brought up to date when it comes to the top: a request notes

@@ -252,10 +252,6 @@ Counted = dict[CountKey, dict[str, float]]
 MAX_WAITING = 10_000
 
 
-def _ignore() -> None:
-    """The default callback."""
-
-
 class Counts(Struct, eq=False):
     """Numbers that only grow, by key, of which the store has the sums.
 
@@ -264,7 +260,7 @@ class Counts(Struct, eq=False):
         waiting: what was counted and is not written yet.
     """
 
-    changed: Callable[[], None] = _ignore
+    changed: Callable[[], object] = lambda: None
     waiting: Counted = field(default_factory=dict)
 
     def add(self, key: CountKey, amounts: Mapping[str, float]) -> None:
@@ -305,11 +301,7 @@ _MAX_NAME = 128
 _DAY_S = 86_400
 
 #: Adds amounts, by name, to a day, an account and a model.
-Book = Callable[[tuple[str, str, str], Mapping[str, float]], None]
-
-
-def _keep_nothing(_key: tuple[str, str, str], _amounts: Mapping[str, float]) -> None:
-    """Nothing is kept."""
+Book = Callable[[tuple[str, str, str], Mapping[str, float]], object]
 
 
 class Tally(Struct):
@@ -343,7 +335,7 @@ class Resets:
             shares that were left.
     """
 
-    def __init__(self, book: Book = _keep_nothing) -> None:
+    def __init__(self, book: Book = lambda _key, _amounts: None) -> None:
         """Every count also goes to *book*, which keeps it by day."""
         self.totals: dict[tuple[str, str], tuple[int, float]] = {}
         self._book = book
@@ -367,7 +359,7 @@ class Usages:
         totals: since this proxy started, by account and model.
     """
 
-    def __init__(self, book: Book = _keep_nothing) -> None:
+    def __init__(self, book: Book = lambda _key, _amounts: None) -> None:
         """Every count also goes to *book*, which keeps it by day."""
         self.totals: dict[tuple[str, str], Tally] = {}
         self._book = book

@@ -239,18 +239,25 @@ class SharedDecisions:
                 known, page = DecisionHistory(), store.decisions.read(0)
             self._measure(store)
             self._history = known.read(*page)
-        return self._shown()
+        return self.own()
 
     def own(self) -> DecisionsShown:
         """Return what is known here without the store: what was read of others, and our own."""
-        return self._shown()
+        history, ahead_s = self._history, self._ahead_s
+        with self._lock:
+            waiting = list(self._waiting.values())
+        if history.log is None:
+            # The store was never read: these are all there are.
+            waiting = list(self._decisions)
+        logged = [self._logged(one) for one in sorted(waiting, key=lambda one: one.number)]
+        return history.shown(logged, ahead_s=ahead_s, wall_now=self._wall_now())
 
     def read_already(self) -> list[Record]:
         """Return what all proxies had decided when it was read last, and we since.
 
         The oldest first; nothing before it was read. Does not block.
         """
-        return [] if self._history.log is None else self._shown().rows
+        return [] if self._history.log is None else self.own().rows
 
     async def keep_read(
         self, ask: Callable[[Callable[[StateStore], object]], Awaitable[object]]
@@ -316,17 +323,3 @@ class SharedDecisions:
     def _logged(self, decision: Decision) -> LoggedDecision:
         record = record_of(decision, self._ahead_s)
         return LoggedDecision(self._origin, decision.number, self._name(), record)
-
-    def _shown(self) -> DecisionsShown:
-        history, ahead_s = self._history, self._ahead_s
-        with self._lock:
-            waiting = list(self._waiting.values())
-        if history.log is None:
-            # The store was never read: these are all there are.
-            waiting = list(self._decisions)
-        logged = [self._logged(decision) for decision in sorted(waiting, key=_number)]
-        return history.shown(logged, ahead_s=ahead_s, wall_now=self._wall_now())
-
-
-def _number(decision: Decision) -> int:
-    return decision.number

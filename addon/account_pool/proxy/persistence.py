@@ -178,9 +178,8 @@ class Persistence:
 
     def _restore(self) -> None:
         wall = self._clock.wall()
-        self._take_up(
-            *_waited(self._thread.submit(self.access.read, wall), self.access, _close_read)
-        )
+        asked = self._thread.submit(self.access.read, wall)
+        self._take_up(*_waited(asked, self.access, lambda read: read[0].close()))
         self._begin_write()
         self._finish_write(at_start=True)
         store, wall = self.access.store, self._clock.wall()
@@ -570,10 +569,6 @@ def _waited(
         return asked.result()
     asked.add_done_callback(partial(_drop, drop))
     raise access.too_long
-
-
-def _close_read(read: tuple[StateStore, object, object]) -> None:
-    read[0].close()
 
 
 def _drop(drop: Callable[[Value], object], asked: Future[Value]) -> None:

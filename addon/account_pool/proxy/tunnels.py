@@ -27,7 +27,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, cast
 
-from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
@@ -225,9 +225,13 @@ class OpeningServerTls(PoolServerTls):
             yield from self._handshake_finished(error)
 
     def _handle_command(self, command: commands.Command) -> CommandGenerator[None]:
-        if not isinstance(command, commands.OpenConnection) or not self._awaits(command.connection):
-            return super()._handle_command(command)
-        return self._open(command)
+        if (
+            isinstance(command, commands.OpenConnection)
+            and self.wait_for_clienthello
+            and command.connection is self.conn
+        ):
+            return self._open(command)
+        return super()._handle_command(command)
 
     def _open(self, command: commands.OpenConnection) -> CommandGenerator[None]:
         if self.tunnel_connection.state & ConnectionState.CAN_READ:
@@ -239,9 +243,6 @@ class OpeningServerTls(PoolServerTls):
             yield commands.CloseConnection(self.tunnel_connection)
             closed = events.OpenConnectionCompleted(command, "connection closed")
             yield from self.event_to_child(closed)
-
-    def _awaits(self, connection: Connection) -> bool:
-        return self.wait_for_clienthello and connection is self.conn
 
     def _handshake_finished(self, err: str | None) -> CommandGenerator[None]:
         finished = super()._handshake_finished(err)
