@@ -163,7 +163,7 @@ async def test_an_answer_that_its_reader_chokes_on_is_one_that_is_not_understood
     def choke(*_: object) -> None:
         raise ArithmeticError
 
-    how = replace(LOOK_UPS["claude-code"], read=choke)  # type: ignore[arg-type]
+    how = replace(LOOK_UPS["claude-code"], windows=choke)  # type: ignore[arg-type]
     monkeypatch.setitem(LOOK_UPS, "claude-code", how)  # type: ignore[arg-type]
     await look_ups.refresh(service.pool.accounts)
     assert vendor.labels() == ["one", "two"]

@@ -262,21 +262,24 @@ class LookUp(Struct, frozen=True, kw_only=True):
         url: the vendor's own.
         kind: of the credential that is sent.
         headers: makes what identifies the account.
-        read: reads the JSON of the answer.
+        windows: finds them in the JSON of the answer; None for what is none.
+        reset_credits: the same, as in `Shown`.
     """
 
     url: str
     kind: str
     headers: Callable[[Credential], Mapping[str, str]]
-    read: Callable[[Mapping[str, Any], ResponseContext], Shown]
+    windows: Callable[[Mapping[str, Any], ResponseContext], Iterable[Window | None]]
+    reset_credits: Callable[[Mapping[str, Any]], int | None] = lambda _value: None
+
+    def read(self, value: Mapping[str, Any], context: ResponseContext) -> Shown:
+        """Read the JSON of the answer."""
+        windows = [window for window in self.windows(value, context) if window is not None]
+        return Shown(tuple(windows), self.reset_credits(value))
 
 
 def _items(value: Any) -> list[Mapping[str, Any]]:
     return [members(item) for item in value[:_MAX_ITEMS]] if isinstance(value, list) else []
-
-
-def _kept(windows: Iterator[Window | None]) -> tuple[Window, ...]:
-    return tuple([window for window in windows if window is not None])
 
 
 def _bearer(credential: Credential) -> dict[str, str]:
@@ -290,21 +293,7 @@ _CLAUDE_NAMES = {"five_hour": "5h", "seven_day": "7d"}
 _CLAUDE_KINDS = {"session": "5h", "weekly_all": "7d", "weekly_scoped": "7d"}
 
 
-def _claude(value: Mapping[str, Any], context: ResponseContext) -> Shown:
-    def windows() -> Iterator[Window | None]:
-        for name, said in islice(value.items(), _MAX_ITEMS):
-            for known, short in _CLAUDE_NAMES.items():
-                family = name.removeprefix(known)
-                if name.startswith(known) and (not family or family[1:].isalpha()):
-                    yield claude(short + family, said, "utilization")
-        for limit in _items(value.get("limits")):
-            short = _CLAUDE_KINDS.get(str(limit.get("kind")), "")
-            model = members(members(limit.get("scope")).get("model")).get("display_name")
-            scoped = limit.get("kind") == "weekly_scoped"
-            if short and scoped == isinstance(model, str):
-                family = "_" + str(model).lower().replace(" ", "-")[:_MAX_CHARS] if scoped else ""
-                yield claude(short + family, limit, "percent")
-
+def _claude(value: Mapping[str, Any], context: ResponseContext) -> Iterator[Window | None]:
     def claude(name: str, said: Any, used: str) -> Window | None:
         percent = finite_number(members(said).get(used))
         if percent is None:
@@ -312,7 +301,18 @@ def _claude(value: Mapping[str, Any], context: ResponseContext) -> Shown:
         parts = {"utilization": percent / 100, "reset": said.get("resets_at")}
         return unified(name, parts, context)
 
-    return Shown(_kept(windows()))
+    for name, said in islice(value.items(), _MAX_ITEMS):
+        for known, short in _CLAUDE_NAMES.items():
+            family = name.removeprefix(known)
+            if name.startswith(known) and (not family or family[1:].isalpha()):
+                yield claude(short + family, said, "utilization")
+    for limit in _items(value.get("limits")):
+        short = _CLAUDE_KINDS.get(str(limit.get("kind")), "")
+        model = members(members(limit.get("scope")).get("model")).get("display_name")
+        scoped = limit.get("kind") == "weekly_scoped"
+        if short and scoped == isinstance(model, str):
+            family = "_" + str(model).lower().replace(" ", "-")[:_MAX_CHARS] if scoped else ""
+            yield claude(short + family, limit, "percent")
 
 
 # -- Codex: two windows of the account, those of named limits, and resets that are left
@@ -324,13 +324,7 @@ def _codex_headers(credential: Credential) -> Mapping[str, str]:
     return {**_bearer(credential), **({"chatgpt-account-id": account_id} if account_id else {})}
 
 
-def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
-    def windows() -> Iterator[Window | None]:
-        yield from limit(value.get("rate_limit"), None)
-        for more in _items(value.get("additional_rate_limits")):
-            if name := text_in(more.get("limit_name")):
-                yield from limit(more.get("rate_limit"), name[:_MAX_CHARS].lower())
-
+def _codex(value: Mapping[str, Any], context: ResponseContext) -> Iterator[Window | None]:
     def limit(said: Any, model: str | None) -> Iterator[Window | None]:
         for slot in ("primary", "secondary"):
             window = members(members(said).get(f"{slot}_window"))
@@ -343,41 +337,44 @@ def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
             }
             yield planned(slot, parts, model, context)
 
+    yield from limit(value.get("rate_limit"), None)
+    for more in _items(value.get("additional_rate_limits")):
+        if name := text_in(more.get("limit_name")):
+            yield from limit(more.get("rate_limit"), name[:_MAX_CHARS].lower())
+
+
+def _codex_credits(value: Mapping[str, Any]) -> int | None:
     left = members(value.get("rate_limit_reset_credits")).get("available_count")
     is_count = isinstance(left, int) and not isinstance(left, bool) and left >= 0
-    return Shown(_kept(windows()), left if is_count else None)
+    return left if is_count else None
 
 
 # -- Copilot: quotas of a month. Windows of hours and weeks are not shown there.
 
 
-def _copilot(value: Mapping[str, Any], context: ResponseContext) -> Shown:
+def _copilot(value: Mapping[str, Any], context: ResponseContext) -> Iterator[Window | None]:
     reset = value.get("quota_reset_date_utc") or value.get("quota_reset_date")
-
-    def windows() -> Iterator[Window | None]:
-        for name, said in islice(members(value.get("quota_snapshots")).items(), _MAX_ITEMS):
-            quota = members(said)
-            # Without an entitlement, as of a plan that is billed by tokens, nothing is counted.
-            if quota.get("unlimited") is True or not quota.get("entitlement"):
-                continue
-            parts = {**snapshot_parts(quota), "rst": quota.get("quota_reset_at") or reset}
-            yield snapshot(name, parts, context)
-
-    return Shown(_kept(windows()))
+    for name, said in islice(members(value.get("quota_snapshots")).items(), _MAX_ITEMS):
+        quota = members(said)
+        # Without an entitlement, as of a plan that is billed by tokens, nothing is counted.
+        if quota.get("unlimited") is True or not quota.get("entitlement"):
+            continue
+        parts = {**snapshot_parts(quota), "rst": quota.get("quota_reset_at") or reset}
+        yield snapshot(name, parts, context)
 
 
 # -- OpenRouter: the credit of a key, whole again each day, week (Monday) or month, in UTC, or never
 
 
-def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
+def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Iterator[Window | None]:
     data = members(value.get("data"))
     limit, left = finite_number(data.get("limit")), finite_number(data.get("limit_remaining"))
     if limit is None or left is None or limit <= 0 or context.wall_now is None:
-        return Shown(())
+        return
     period = _PERIODS.get(str(data.get("limit_reset")).lower())
     length_s, until = period or _PERIODS["monthly"]
     reset_s = until(context.wall_now) if period else None
-    window = Window(
+    yield Window(
         name="credit",
         share=min(max(left / limit, 0.0), 1.0),
         told_at=context.now,
@@ -386,7 +383,6 @@ def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
         limit=limit,
         remaining=max(left, 0.0),
     )
-    return Shown((window,))
 
 
 #: Length in seconds, and how long it is until the next one.
@@ -403,21 +399,22 @@ LOOK_UPS: Mapping[str, LookUp] = {
         url="https://api.anthropic.com/api/oauth/usage",
         kind="oauth",
         headers=lambda held: {**_bearer(held), "anthropic-beta": "oauth-2025-04-20"},
-        read=_claude,
+        windows=_claude,
     ),
     "codex": LookUp(
         url="https://chatgpt.com/backend-api/wham/usage",
         kind="oauth",
         headers=_codex_headers,
-        read=_codex,
+        windows=_codex,
+        reset_credits=_codex_credits,
     ),
     "copilot": LookUp(
         url="https://api.github.com/copilot_internal/user",
         kind="github",
         headers=lambda held: {"authorization": f"token {held.secret.reveal()}"},
-        read=_copilot,
+        windows=_copilot,
     ),
     "openrouter": LookUp(
-        url="https://openrouter.ai/api/v1/key", kind="key", headers=_bearer, read=_openrouter
+        url="https://openrouter.ai/api/v1/key", kind="key", headers=_bearer, windows=_openrouter
     ),
 }
