@@ -491,14 +491,6 @@ def _going_on(came: list[Any]) -> list[Any]:
     return [one for one in came if type(one) is not h2.events.StreamEnded]
 
 
-def find(outermost: layer.Layer) -> Http2Client | None:
-    """Return mitmproxy's HTTP/2 at the end of a connection, if it is there, and not ours yet."""
-    at: Any = outermost
-    while at is not None and type(at) is not Http2Client:
-        at = getattr(at, "child_layer", None)
-    return at
-
-
 def take(
     client: Http2Client,
     now: Callable[[], float],

@@ -22,6 +22,7 @@ from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     Http1Client,
+    Http2Client,
     HttpLayer,
     HTTPMode,
     ReceiveHttp,
@@ -68,16 +69,8 @@ _CAN_READ = ConnectionState.CAN_READ
 class PoolHttpLayer(HttpLayer):
     """Routes the events of attempts, which have ids of their own, to their streams.
 
-    Attributes:
-        answered: server connections that have carried a response.
-        quick: server connections that take a `WholeRequest`.
-        used: server connections that an attempt was sent on.
-        attempts: those that run, by their ids, and the streams they are of.
-        attempt_ids: those to come: negative, so that none is the id of a client's stream.
+    Attributes: those of `http_stream.AttemptRouter`, and
         doubts: what is to be told after a suspend, and to whom.
-        when_handled: streams that get an `EventHandled` once everybody has handled the event.
-            `Http1Client` emits the end of a message before it resets itself: a request sent
-            right then on the same connection would crash it.
     """
 
     def __init__(self, context: Context, mode: HTTPMode, service: Service) -> None:
@@ -337,10 +330,10 @@ class PoolHttpLayer(HttpLayer):
         if server in self._looked_at or _HTTP2 is None:
             return
         self._looked_at.add(server)
-        found = _HTTP2.find(self.connections[server])
-        if found is not None:
+        end = client_handler.end_of(self.connections[server])
+        if type(end) is Http2Client:  # mitmproxy's, and not ours yet
             self.http2[server] = _HTTP2.take(
-                found, self.service.now, self._given_back.append, self._may_go
+                end, self.service.now, self._given_back.append, self._may_go
             )
 
     def _may_go(self, attempt_id: int) -> bool:

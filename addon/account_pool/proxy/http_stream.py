@@ -73,8 +73,10 @@ class AttemptRouter(Protocol):
     Attributes:
         streams: where events go, by the ids of requests and of attempts.
         attempts: the same of attempts alone.
-        attempt_ids: of those to come.
+        attempt_ids: of those to come: negative, so that none is the id of a client's stream.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
+            `Http1Client` emits the end of a message before it resets itself: a request sent
+            right then on the same connection would crash it.
         answered: server connections that have carried a response.
         used: server connections that an attempt was sent on.
         quick: server connections that take a `WholeRequest`.

@@ -9,8 +9,8 @@ head comes in small pieces would go there as the client sent it, its own credent
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
+from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import layer, layers
 from mitmproxy.proxy.context import Context
@@ -33,17 +33,11 @@ _TLS_BEGINS = b"\x16\x03"
 _MAX_SAID = 256
 
 
-class BuiltIn(Protocol):
-    """mitmproxy's own NextLayer addon."""
-
-    def next_layer(self, nextlayer: layer.NextLayer) -> None: ...
-
-
 class Undecided(Exception):
     """The client has not yet said enough to know where it wants to go."""
 
 
-def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> None:
+def choose(nextlayer: layer.NextLayer, built_in: NextLayer, service: Service) -> None:
     """Decide the next layer of a connection; leaves it open while data is missing."""
     is_open = nextlayer.layer is None
     if is_open:
