@@ -335,10 +335,6 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
         state = lease.state
         return state.removed or now >= max(state.served_at, state.refreshed_at) + FRESH_S
 
-    def note_renewed(self, lease: Lease, *, now: float) -> None:
-        """The credential of *lease* was renewed because it was refused."""
-        lease.state.refreshed_at = now
-
     # -- no response
 
     def note_broken(self, lease: Lease, *, now: float, of_account: bool = True) -> None:

@@ -108,7 +108,7 @@ def refreshed(attempts: Attempts, changed: bool | None, now: float) -> Step:
         return attempts.enter(_choose_if(attempts, refusal.replayable, now), now)
     if not changed:
         return attempts.enter(_blame(attempts, lease, refusal, now), now)
-    attempts.pool.health.note_renewed(lease, now=now)
+    state.refreshed_at = now
     if attempts.replayable and attempts.may_send:
         return attempts.enter(again(attempts, lease, now), now)
     # It came too late for this request, but it is there for the next.

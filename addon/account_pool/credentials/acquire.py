@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import duration
+from account_pool.core.json_values import members
 from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.http import (
@@ -374,8 +375,7 @@ def read_project(response: HttpResponse, token: Secret, wall_now: float) -> str:
 def _refusal(
     response: HttpResponse, fields: Mapping[str, Any], token: Secret, wall_now: float
 ) -> ExchangeRefused | ExchangeFailed:
-    error = fields.get("error")
-    message = error.get("message") if isinstance(error, dict) else None
+    message = members(fields.get("error")).get("message")
     reason = quoted(message, [token], MAX_MESSAGE_CHARS) if isinstance(message, str) else ""
     described = f": {reason}" if reason else ""
     text = f"the request for its project was answered with {response.status}{described}"

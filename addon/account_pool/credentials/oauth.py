@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.claims import ANSWER_S
 from account_pool.core.credential import Secret
+from account_pool.core.json_values import members
 from account_pool.core.meaning import LazyPattern
 from account_pool.credentials.http import (
     OWN_NAME,
@@ -373,8 +374,7 @@ def _refresh(text: Any) -> Secret | None:
 
 def _companions(fields: Mapping[str, Any]) -> dict[str, str]:
     """Return what Claude says of the account beside the tokens."""
-    account = fields.get("account")
-    uuid = account.get("uuid") if isinstance(account, dict) else None
+    uuid = members(fields.get("account")).get("uuid")
     return {"account_id": uuid} if isinstance(uuid, str) and _ACCOUNT_ID.match(uuid) else {}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from account_pool.core.json_values import text_in
+from account_pool.core.json_values import members, text_in
 from account_pool.core.meaning import LazyPattern
 from account_pool.filesystem import expanded, is_file
 from account_pool.providers.token_forms import jwt_claims
@@ -100,7 +100,7 @@ def codex(document: Any) -> Shape | None:
 
 def claude(document: Any) -> Shape | None:
     """`~/.claude/.credentials.json`."""
-    login = document.get("claudeAiOauth") if isinstance(document, dict) else None
+    login = members(document).get("claudeAiOauth")
     if not isinstance(login, dict):
         return None
     return Shape(
