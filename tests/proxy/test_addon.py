@@ -12,8 +12,13 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.serverplayback import ServerPlayback
 from mitmproxy.addons.view import View
+from mitmproxy.connection import Server
 from mitmproxy.log import ALERT
-from mitmproxy.proxy.layers.http import HttpRequestHook
+from mitmproxy.proxy import layer, layers
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.events import DataReceived
+from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers.http import HTTPMode, HttpRequestHook
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow
@@ -31,6 +36,8 @@ from account_pool.proxy.fast.known import is_of_replays
 from account_pool.proxy.flow_view import ViewRetention
 from tests.e2e.harness import FAST
 from tests.proxy.fast.known import needs_known
+from tests.proxy.helpers import client_connection
+from tests.proxy.test_next_layer import client_hello
 
 TWO = """
 accounts:
@@ -231,6 +238,32 @@ async def test_proxy_debug_at_the_start_is_refused(load, caplog):
 async def test_it_listens_on_this_machine_only(load):
     _, tctx = load()
     assert tctx.options.listen_host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "first", "kind"),
+    [
+        # Read from the first piece it would be decrypted, though it is not the pool's.
+        (("192.0.2.1", 443), "www.example.com", 60, layers.TCPLayer),
+        (("192.0.2.1", 443), "api.openai.com", 60, layers.ServerTLSLayer),
+        (("api.openai.com", 443), "api.openai.com", 1, layers.ServerTLSLayer),
+    ],
+)
+async def test_what_a_client_has_not_said_yet_is_waited_for(load, address, name, first, kind):
+    addon, tctx = load()
+    chain = tctx.master.addons.chain
+    chain.insert(0, chain.pop(chain.index(addon)))  # scripts come before mitmproxy's own
+    context = Context(client_connection(), tctx.options)
+    context.server = Server(address=address)
+    modes.HttpProxy(context)
+    layers.HttpLayer(context, HTTPMode.regular)
+    asked = layer.NextLayer(context)
+    hello = client_hello(name)
+    for piece in (hello[:first], hello[first:]):
+        assert asked.layer is None
+        asked.events.append(DataReceived(context.client, piece))
+        await tctx.master.addons.trigger_event(layer.NextLayerHook(asked))
+    assert isinstance(asked.layer, kind)
 
 
 # -- live changes

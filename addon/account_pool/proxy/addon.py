@@ -298,6 +298,9 @@ class AccountPool:
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         next_layer.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
+        if nextlayer.layer is None:
+            # mitmproxy's own would be asked next, and takes what is not said yet for no.
+            raise exceptions.AddonHalt
 
     def request(self, flow: http.HTTPFlow) -> None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
