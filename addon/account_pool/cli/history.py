@@ -357,9 +357,8 @@ def show_requests(
     """
     widths: list[int] = []
     noted: str | None = None
-    query = {**which, "limit": min(lines, _AT_ONCE)}
     with suppress(KeyboardInterrupt), api.PoolConnection(port) as connection:
-        for value in _answers(connection, "requests", query):
+        for value in _answers(connection, "requests", {**which, "limit": lines}):
             found = list(reversed(value.get("requests", [])))
             if problem := value.get("problem"):
                 if not (found or follow):

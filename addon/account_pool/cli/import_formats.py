@@ -410,7 +410,8 @@ def _litellm_settings(config: Mapping[str, Any]) -> Iterator[Left]:
 def _litellm_account(params: dict[str, Any]) -> Found | Left:
     model = str(params.get("model", ""))
     prefix, slash, _ = model.partition("/")
-    provider = _LITELLM.get(prefix, prefix) if slash else _of_model(model)
+    by_model = (name for begins, name in _BY_MODEL if model.startswith(begins))
+    provider = _LITELLM.get(prefix, prefix) if slash else next(by_model, "")
     if prefix in _LITELLM_NOT:
         return Left(f"accounts of {prefix}", _LITELLM_NOT[prefix])
     settings = _litellm_limits(params)
@@ -420,7 +421,7 @@ def _litellm_account(params: dict[str, Any]) -> Found | Left:
     token = _litellm_key(params, provider)
     if token is None:
         return Left(f"{hidden(model)}", "it has no key")
-    label = _label_of(token)
+    label = token["env"].lower().replace("_", "-") if isinstance(token, dict) else "litellm"
     if provider == "azure":
         host = urlsplit(url or "").hostname
         if host is None:
@@ -460,16 +461,6 @@ def _reference(text: str) -> str:
     if text.startswith("os.environ/"):
         return "${" + text.removeprefix("os.environ/") + "}"
     return as_literal(text)
-
-
-def _label_of(token: Any) -> str:
-    if isinstance(token, dict):
-        return str(token.get("env", "key")).lower().replace("_", "-")
-    return "litellm"
-
-
-def _of_model(model: str) -> str:
-    return next((name for begins, name in _BY_MODEL if model.startswith(begins)), "")
 
 
 _READERS: tuple[tuple[str, Callable[[Documents], list[Found | Left] | None]], ...] = (
