@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,9 +15,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from account_pool.admin.auth import TokenGuard
 from account_pool.admin.http import AdminRequest
+from account_pool.admin.models import AccountName
 from account_pool.admin.openapi import SCHEMAS, document
 from account_pool.admin.routes import ENDPOINTS
-from account_pool.core.account import AccountKey
+from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from tests.admin.helpers import HOST, PORT, TOKEN, FakeProxy, write
@@ -136,3 +138,16 @@ def test_the_hosted_app_answers():
     scope["headers"] = [(b"host", b"testserver")]
     asyncio.run(Hosted()(scope, receive, send))
     assert sent[0]["status"] == 200
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["work", "a b", "a\nb\x85c\x1fd", "\x07", "a\x00b", "a\u202eb", "\x9f", " ", "\n", "中 é"],
+)
+def test_a_label_is_described_as_it_is_taken(label):
+    pattern = AccountName.model_json_schema()["properties"]["label"]["pattern"]
+    try:
+        is_taken = bool(normalise_label(label))
+    except ValueError:
+        is_taken = False
+    assert (re.search(pattern, label) is not None) is is_taken

@@ -35,6 +35,10 @@ from account_pool.store.store import RequestQuery
 MAX_DEPTH = 8
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+#: As `normalise_label` takes one, which says what is wrong: white space is read as "-".
+_STEERS = r"\u0000-\u0008\u000e-\u001b\u007f-\u0084\u0086-\u009f\u202a-\u202e\u2066-\u2069"
+_LABEL = rf"^[^{_STEERS}]*[^\s{_STEERS}][^{_STEERS}]*$"
+Label = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra={"pattern": _LABEL})]
 _KINDS = tuple(kind.value for kind in Kind)
 STATUSES = tuple(status.value for status in Status)
 #: The kinds of tokens, as rows name them.
@@ -89,14 +93,14 @@ class ProviderName(Shape):
 class AccountName(ProviderName):
     """One account."""
 
-    label: Text = Field(description="The account's name, unique per provider.")
+    label: Label = Field(description="The account's name, unique per provider.")
 
 
 class Refresh(Shape):
     """Which accounts are meant; none named: all."""
 
     provider: Text | None = Field(None, description="Only those of this provider.")
-    label: Text | None = Field(None, description="Only this one of that provider.")
+    label: Label | None = Field(None, description="Only this one of that provider.")
 
 
 class SessionKey(Shape):
