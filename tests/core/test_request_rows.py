@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 
 from account_pool.core import instruments
@@ -10,7 +12,14 @@ from account_pool.core.decisions import session_hash
 from account_pool.core.instruments import Ended, Mark, RequestLog
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.core.request_rows import RequestRow, Status, endpoint_of, row_of, tool_name
+from account_pool.core.request_rows import (
+    RequestRow,
+    Rows,
+    Status,
+    endpoint_of,
+    row_of,
+    tool_name,
+)
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import Usage
 
@@ -68,6 +77,28 @@ def test_a_row():
         output_tokens=30,
         reasoning_tokens=20,
     )
+
+
+class Marks(list):
+    """Marks that can be seen to go."""
+
+
+def test_rows_leave_nothing_of_what_they_are_about():
+    """A proxy keeps those of 2,000 requests: in 1 MB, not in 3."""
+    marks = Marks(MARKS)
+    left, rows = weakref.ref(marks), Rows([ended(marks=marks)])
+    del marks
+    assert len(rows) == 1 and left() is not None
+    assert [*rows, *rows] == [row_of(ended())] * 2
+    assert len(rows) == 1 and left() is None
+
+
+def test_a_part_of_rows_is_made_without_the_others():
+    """A request that has no row keeps no other back: the batch is divided until it is found."""
+    rows = Rows([ended(), ended(history=None)])
+    with pytest.raises(TypeError):
+        rows[0]
+    assert list(rows[:1]) == [row_of(ended())]
 
 
 REFUSED = {"history": [Attempt(1, ONE, LIMIT)], "usage": None, "counted": None}

@@ -8,10 +8,11 @@ of a model: no prompt, no answer, no value of a header. A request leaves one `En
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from account_pool.core.decisions import one_line, session_hash
 from account_pool.core.instruments import Ended, Mark
@@ -122,6 +123,34 @@ def row_of(ended: Ended) -> RequestRow:
         # What an agent sends on its own takes nothing of Copilot's allowance.
         premium_requests=0.0 if of_agent else None,
     )
+
+
+class Rows(Sequence[RequestRow]):
+    """The rows about requests that have *ended*, made once a thread asks for one of them.
+
+    What the requests have left, three times as much as their rows, is let go of then.
+    """
+
+    def __init__(self, ended: Sequence[Ended]) -> None:
+        self._count, self._ended = len(ended), ended
+        self._made: Sequence[RequestRow] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> RequestRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[RequestRow]: ...
+    def __getitem__(self, at: int | slice) -> RequestRow | Sequence[RequestRow]:
+        # In this order: another thread may make them meanwhile.
+        ended, made = self._ended, self._made
+        if made is None:
+            if isinstance(at, slice):
+                return Rows(ended[at])
+            made = self._made = [row_of(one) for one in ended]
+            self._ended = ()
+        return made[at]
 
 
 def _status(ended: Ended) -> Status:

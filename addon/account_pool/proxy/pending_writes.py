@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -19,8 +20,7 @@ from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
-from account_pool.core.instruments import Ended
-from account_pool.core.request_rows import row_of
+from account_pool.core.request_rows import RequestRow, Rows
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.state import AccountState
@@ -153,12 +153,12 @@ class Counts(Struct, frozen=True):
     Attributes:
         number: identifies them; later ones have larger numbers.
         sums: what to add, by counter.
-        ended: requests that have ended.
+        ended: rows about requests that have ended.
     """
 
     number: Numbered
     sums: Mapping[str, Counted]
-    ended: Sequence[Ended]
+    ended: Sequence[RequestRow]
 
 
 class Written(NamedTuple):
@@ -204,7 +204,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     rows: Sequence[tuple[str, Row]]
     removed: Sequence[tuple[str, str, float]]
     counts: Sequence[tuple[str, CountKey, Mapping[str, float]]]
-    ended: Sequence[Ended] = ()
+    ended: Sequence[RequestRow] = ()
     urgent: bool = False
 
     def write(self, store: StateStore) -> Written:
@@ -271,8 +271,8 @@ class Batch(Struct, frozen=True, kw_only=True):
 
     def _kind(self) -> str:
         """Say what its only row is."""
-        [(kind, row)] = [(kind, row) for kind in _KINDS for row in getattr(self, kind)]
-        return _KINDS[kind] or str(row[0])
+        [kind] = [kind for kind in _KINDS if getattr(self, kind)]
+        return _KINDS[kind] or str(getattr(self, kind)[0][0])
 
     def _exchange(self, store: StateStore) -> PoolSnapshot:
         rows: dict[str, list[Row]] = {}
@@ -294,7 +294,7 @@ class Batch(Struct, frozen=True, kw_only=True):
             counts=counts,
             batch=self.number,
             in_flight=dict(self.in_flight),
-            requests=[row_of(ended) for ended in self.ended],
+            requests=list(self.ended),
             urgent=self.urgent,
         )
 
@@ -489,11 +489,11 @@ class PendingWrites:
         """Return the counts of *name* that were taken, and may not be in the store."""
         return self._counts.sums.get(name, {}) if self._counts else {}
 
-    def known_ended(self) -> list[Ended]:
+    def known_ended(self) -> list[Sequence[RequestRow]]:
         """Return the requests that this proxy knows of: not written, or a short while ago."""
         taken = [counts for _, counts in self._written]
         taken += [*self._again, *([self._counts] if self._counts else ())]
-        return [*(one for counts in taken for one in counts.ended), *self._service.ended.waiting]
+        return [*(counts.ended for counts in taken), Rows(list(self._service.ended.waiting))]
 
     def _take_counts(self) -> Counts | None:
         """Return the counts that are written next, None if there are none."""
@@ -505,7 +505,7 @@ class PendingWrites:
         if not (sums or ended):
             return None
         self._number = self._number._replace(number=self._number.number + 1)
-        return Counts(self._number, sums, ended)
+        return Counts(self._number, sums, Rows(ended))
 
     def _keep_written(self, counts: Counts) -> None:
         now, written = self._service.now(), self._written
@@ -576,7 +576,7 @@ class KnownHistory:
         store, ended = self._access.store, self._pending.known_ended()
 
         def answer() -> Value:
-            rows = [row_of(one) for one in ended]
+            rows = list(chain.from_iterable(ended))
             return question(store.requests.known(rows) if store else known_requests(rows))
 
         return await asyncio.to_thread(answer)
