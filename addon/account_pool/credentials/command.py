@@ -13,10 +13,9 @@ import shlex
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from account_pool.core.credential import MASK, Secret
 from account_pool.core.wrong import without_secrets
@@ -121,16 +120,7 @@ def _by_hand(program: str) -> str:
 
 async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str]) -> Process:
     try:
-        return await started(
-            asyncio.create_subprocess_exec(
-                *arguments,
-                stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=PIPE,
-                env=dict(environ),
-                start_new_session=sys.platform != "win32",
-            )
-        )
+        return await started(arguments, environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
     except (OSError, ValueError) as error:
         raise CredentialError(
             f"the command {shown} cannot be started ({reason_of(error)})",
@@ -158,12 +148,22 @@ async def _read(stream: asyncio.StreamReader | None, kept: bytearray) -> None:
         kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
 
 
-async def started(start: Coroutine[Any, Any, Process]) -> Process:
-    """Return the process that *start* starts in a group of its own.
+async def started(
+    arguments: Sequence[str], environ: Mapping[str, str], *, stdin: int, stdout: int, stderr: int
+) -> Process:
+    """Start *arguments* in a process group of its own. Raises OSError or ValueError.
 
     A caller who is cancelled meanwhile leaves nothing of it: asyncio itself would end the
     process and not its group, and wait for whoever of that has its pipes open.
     """
+    start = asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=dict(environ),
+        start_new_session=sys.platform != "win32",
+    )
     starting = asyncio.ensure_future(start)
     try:
         return await asyncio.shield(starting)

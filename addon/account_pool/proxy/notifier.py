@@ -420,16 +420,8 @@ async def _run(
     It has a process group of its own, which is killed at *timeout_s*.
     """
     try:
-        process = await started(
-            asyncio.create_subprocess_exec(
-                *arguments,
-                stdin=PIPE,
-                stdout=DEVNULL,
-                stderr=DEVNULL,
-                env=environment(os.environ, own_port),
-                start_new_session=sys.platform != "win32",
-            )
-        )
+        environ = environment(os.environ, own_port)
+        process = await started(arguments, environ, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
     except (OSError, ValueError) as error:
         raise NotSent(f"{shown} cannot be started ({reason_of(error)})") from None
     ended = False
