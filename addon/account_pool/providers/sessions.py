@@ -136,10 +136,8 @@ def _of_metadata(metadata: msgspec.Raw) -> str | None:
         return None
     if isinstance(user := value.get("user_id"), str) and (found := _USER_ID.search(user)):
         return found["id"]
-    for name in ("session_id", "conversation_id", "thread_id"):
-        if isinstance(member := value.get(name), str) and member:
-            return member
-    return None
+    named = (text_in(value.get(name)) for name in ("session_id", "conversation_id", "thread_id"))
+    return next(filter(None, named), None)
 
 
 def _known_as(session: str | None) -> str | None:

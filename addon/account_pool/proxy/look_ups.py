@@ -45,6 +45,7 @@ class HeadroomLookUps:
 
     Attributes:
         known: what they have come to.
+        is_on: the owner wants them.
     """
 
     def __init__(self, service: Service, http_of: Callable[[Options], Http]) -> None:
@@ -52,7 +53,7 @@ class HeadroomLookUps:
         self._service = service
         self._http_of = http_of
         self._options: Options | None = None
-        self._on = self._started = False
+        self.is_on = self._started = False
         self._turns: Callable[[], SharedNotices | None] = lambda: None
         self._is_vendors: Callable[[str], bool] = lambda _provider: True
         self._task: asyncio.Task[None] | None = None
@@ -60,9 +61,9 @@ class HeadroomLookUps:
 
     def use(self, options: Options, *, on: bool) -> None:
         """Look up from now on, or not; *options* are mitmproxy's."""
-        if on and not self._on:
+        if on and not self.is_on:
             self.known = LookUps()  # its owner wants another try
-        self._options, self._on = options, on
+        self._options, self.is_on = options, on
         self._begin()
 
     def start(
@@ -83,17 +84,12 @@ class HeadroomLookUps:
         if self._task is not None:
             self._task.cancel()
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the owner wants look-ups."""
-        return self._on
-
     def _begin(self) -> None:
-        if self._started and self._on and (self._task is None or self._task.done()):
+        if self._started and self.is_on and (self._task is None or self._task.done()):
             self._task = tasks.supervised("looking up headroom", self._run)
 
     async def _run(self) -> None:
-        while self._on:
+        while self.is_on:
             await self.look()
             await asyncio.sleep(LOOK_S)
 

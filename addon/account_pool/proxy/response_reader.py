@@ -90,9 +90,9 @@ _SAYS_END = re.compile(
     rb'"(?:finish_?[rR]eason|stop_reason)"\s*:\s*"'
 )
 _GOOD = StreamVerdict(Verdict.COMMIT)
-#: Responses of few types come; each is looked at once.
 #: Where data is waited for, these may be a refusal.
 _NOT_DATA = frozenset({"html", "text"})
+#: Responses of few types come; each is looked at once.
 _shape_of = lru_cache(maxsize=256)(gate_shape)
 
 
