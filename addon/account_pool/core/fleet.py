@@ -100,11 +100,7 @@ def _bounded(about: AboutProxy) -> AboutProxy:
     uptime_s = about.uptime_s
     return replace(
         about,
-        name=cut(about.name),
-        instance=cut(about.instance),
-        version=cut(about.version),
-        mitmproxy=cut(about.mitmproxy),
-        accounts=cut(about.accounts),
+        **{name: cut(getattr(about, name)) for name in _TEXTS},
         uptime_s=round(uptime_s, 6) if uptime_s is not None and 0 <= uptime_s < 1e10 else None,
         problem=None if about.problem is None else cut(about.problem, MAX_PROBLEM),
     )

@@ -187,7 +187,7 @@ class PassiveHealth(Struct, kw_only=True, eq=False):
             _make_room(change)
         change.cool(cooldown)
         if self.accounts.permits.proxies > 1:
-            self.accounts.permits.hold(state, cooldown)
+            state.ramps.hold(cooldown.model)
         return cooldown
 
     # -- whose fault a refusal is

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from account_pool.core import reset_hints
 from account_pool.core.credential import Secret
-from account_pool.core.json_values import NOT_READ, members
+from account_pool.core.json_values import decoded, members
 from account_pool.core.meaning import LazyPattern, Meaning, is_about_model, meaning_of
 
 
@@ -517,10 +517,8 @@ def _json(text: str) -> Any:
     if start < 0 or not end:
         return None
     text = text[start:end]
-    try:
-        return msgspec.json.decode(text)
-    except NOT_READ:
-        pass
+    if (value := decoded(text)) is not None:
+        return value
     if len(text) > _MAX_MESSAGE_CHARS or not found or "'" not in found[0]:
         return None
     import ast  # noqa: PLC0415 - a rare body

@@ -115,7 +115,7 @@ class Permits:
                 for covered, cooldown in state.cooldowns.items():
                     ramp = state.ramps.get(covered)
                     if proxies > 1 and (ramp is None or ramp.is_held):
-                        self.hold(state, cooldown)
+                        state.ramps.hold(cooldown.model)
                     elif ramp is not None and ramp.is_held:
                         del state.ramps[covered]
             members.shortages.clear()
@@ -127,10 +127,6 @@ class Permits:
             mine += state.in_flight
             others += state.in_flight_remote
         return min((mine + others) / mine if mine else 1.0 + others, self.proxies)
-
-    def hold(self, state: AccountState, cooldown: Cooldown) -> None:
-        """*cooldown* has begun: hold the account back when it is over. For several proxies."""
-        state.ramps.hold(cooldown.model)
 
     # -- asking
 
@@ -217,7 +213,7 @@ class Permits:
             if cooldown is None:
                 self._follow(state, covered, now, slower(provider))
             elif cooldown.active(now) and (was is None or was.until != cooldown.until):
-                self.hold(state, cooldown)
+                state.ramps.hold(cooldown.model)
                 if was is None or not was.active(now):
                     self._members[provider].switched.note(covered, now, slower(provider))
 
