@@ -749,6 +749,31 @@ def test_connect_error_is_tried_once_more() -> None:
     assert play.tried == [("a", OutcomeClass.TRANSPORT)] * 2
 
 
+@pytest.mark.parametrize("how", [Broken.CONNECT, Broken.STALE, Broken.NOT_RUN])
+def test_where_one_host_cannot_be_reached_an_account_at_another_is_asked(how: Broken) -> None:
+    hosts = {"a": "one.example", "b": "one.example", "c": "two.example", "d": "three.example"}
+    members = [account(label, companions={"host": at}) for label, at in hosts.items()]
+    play = Play(*members, chance=0.5)
+    play >> begin << "send a"
+    for _ in range(TRIES[how] - 1):
+        play >> broken(how)
+        if how is Broken.CONNECT:
+            play >> resumed
+    play >> broken(how) << "send c fresh"
+    served = Play(pool=play.pool)
+    # Once only: then it is more than one host's trouble.
+    play >> broken(how) << "answer 502"
+    assert (play.benched, play.cooling) == ([], [])
+    # Nor does the next request begin where nobody was reached.
+    served >> begin << "send d"
+
+
+def test_what_may_have_run_goes_to_no_other_host() -> None:
+    members = [account(label, companions={"host": f"{label}.example"}) for label in "ab"]
+    play = Play(*members)
+    play >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"
+
+
 def test_a_way_that_is_barred_is_tried_once() -> None:
     """Three wrong passwords lock their owner out; no other account gets through, either."""
     play = Play("a", "b")

@@ -534,7 +534,7 @@ def choose(attempts: Attempts, now: float) -> Step:
             return _unserved(attempts, nobody, now)
 
 
-def go(attempts: Attempts, lease: Lease, now: float) -> Step:
+def go(attempts: Attempts, lease: Lease, now: float, *, fresh: bool = False) -> Step:
     """Send with *lease*; the conversation lives there from now on."""
     home = attempts.choice.home
     moves = home is not None and home != lease.key
@@ -544,7 +544,7 @@ def go(attempts: Attempts, lease: Lease, now: float) -> Step:
         attempts.events.probed(lease.key, now)
     for_model = moves and attempts.choice.leaves_for_model(now)
     attempts.session.sent_to(lease.key, now, for_model=for_model)
-    return attempts.send(lease)
+    return attempts.send(lease, fresh=fresh)
 
 
 def again(attempts: Attempts, lease: Lease, now: float, *, fresh: bool = False) -> Step:

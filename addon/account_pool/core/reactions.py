@@ -14,19 +14,22 @@ Events of `Attempts`, as those in its table. A refusal is answered by a reaction
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from msgspec.structs import replace
 
+from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts, again, choose, give_up, go
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import LIMITS, Outcome, OutcomeClass, Scope
+from account_pool.core.state import AccountState
 from account_pool.core.steps import (
     BARE_JITTER_S,
     BARE_PAUSE_S,
     BARE_TRIES,
+    NEVER_RAN,
     Broken,
     Deliver,
     Phase,
@@ -83,6 +86,10 @@ def broken(attempts: Attempts, how: Broken, now: float, reason: str = "") -> Ste
         step = again(attempts, lease, now, fresh=True) if pause_s is None else Wait(now + pause_s)
         return attempts.enter(step, now)
     attempts.pool.health.note_broken(lease, now=now, of_account=is_of_account(how))
+    if how in NEVER_RAN and attempts.replayable and attempts.may_send:
+        other = _another_once(attempts, lease, now, beside=_at_its_host(attempts, lease))
+        if other is not None:
+            return attempts.enter(go(attempts, other, now, fresh=True), now)
     # An earlier refusal says more than that a connection broke.
     step = Deliver() if attempts.tries.refused else broken_off(lease.key, how, reason)
     return attempts.enter(give_up(attempts, step, now), now)
@@ -165,17 +172,39 @@ def _choose_if(attempts: Attempts, refusal_is_replayable: bool, now: float) -> S
     return Deliver(attempts.choice.soonest_s(now))
 
 
-def _another(attempts: Attempts, lease: Lease, now: float) -> Lease | None:
-    """Lease another account than that of *lease*, without waiting; None if there is none."""
+def _another_once(
+    attempts: Attempts, lease: Lease, now: float, *, beside: Collection[AccountKey] = ()
+) -> Lease | None:
+    """Lease an account in place of *lease*, and not *beside* it; None if there is none.
+
+    Without waiting, and once a request: more would make a server's trouble worse.
+    """
     choice, facts, pool = attempts.choice, attempts.facts, attempts.pool
-    if attempts.session.owner is not None:
+    if attempts.session.owner is not None or attempts.tries.asked_another:
         return None
     choice.find_home(now)
     failures = pool.failures(facts.provider)
-    avoid = choice.avoided(now) | {lease.key} | failures.avoided(facts, now)
+    avoid = choice.avoided(now) | {lease.key, *beside} | failures.avoided(facts, now)
     with suppress(NoUsableAccount):
-        return pool.acquire(facts, now=now, avoid=avoid)
+        other = pool.acquire(facts, now=now, avoid=avoid)
+        attempts.tries.asked_another = True
+        attempts.give_back(None, now)
+        return other
     return None
+
+
+def _at_its_host(attempts: Attempts, lease: Lease) -> list[AccountKey]:
+    """Return the accounts at the host of *lease*: all, where they have none of their own."""
+    facts = attempts.facts
+
+    def host(state: AccountState) -> str | None:
+        credential = state.credentials.get(facts.kind)
+        at = credential.companions.get("host") if credential is not None else None
+        return at or state.account.companions.get("host")
+
+    silent = host(lease.state)
+    accounts = attempts.pool.accounts.of(facts.provider)
+    return [state.key for state in accounts if host(state) == silent]
 
 
 # -- reactions to a refusal, each as the table above says
@@ -280,10 +309,8 @@ def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> S
             and now + pause_s <= attempts.choice.hold_until(now)
         ):
             return Wait(now + pause_s)
-        other = None if attempts.tries.asked_another else _another(attempts, lease, now)
+        other = _another_once(attempts, lease, now)
         if other is not None:
-            attempts.tries.asked_another = True
-            attempts.give_back(None, now)
             return go(attempts, other, now)
     return _deliver(attempts, lease, outcome, now)
 

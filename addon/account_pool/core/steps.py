@@ -131,7 +131,7 @@ class Tries(Struct, eq=False):
         renewed: accounts whose credential was renewed for it.
         bare: 429s without evidence.
         overloads: refusals by servers that were overloaded, or failed.
-        asked_another: another account was asked in place of an overloaded one.
+        asked_another: another account was asked in place of one overloaded or out of reach.
         breaks: how attempts broke.
     """
 
@@ -258,6 +258,10 @@ TRIES = {
     Broken.NOT_RUN: 6,
     Broken.SILENT: 2,
 }
+
+
+#: In these ways it has run nowhere: it may be sent to another host, if an account has one.
+NEVER_RAN = frozenset({Broken.CONNECT, Broken.STALE, Broken.NOT_RUN})
 
 
 def try_again(how: Broken, tries: int, limits: Limits) -> bool:
