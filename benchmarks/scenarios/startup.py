@@ -96,32 +96,20 @@ def _start_once(bench: Bench, kind: proxies.Kind, starts: _Starts) -> None:
 def _growth(bench: Bench) -> list[Figure]:
     """Return how memory grows with requests, once the first tenth has filled the caches.
 
-    That of bare mitmdump grows too, a little and in steps: what counts is what we add to it.
+    That of bare mitmdump is for information: it grows by gaps between what is in use, by chance.
     """
-    kinds = [proxies.BARE, *bench.pools()]
-    held = {kind.name: _resident(bench, kind) for kind in kinds}
-    grown = {name: _difference(last, first) for name, (first, last) in held.items()}
-    count, bare = bench.effort.lasting_requests, grown[proxies.BARE.name]
-    figures = [
-        Figure(
-            scenario=NAME,
-            name="growth of it since the first tenth of them, beyond bare mitmdump",
-            value=_difference(own, bare),
-            unit="MiB",
-            target=Target(_GROWTH_MIB),
-        )
-        for name, own in grown.items()
-        if name != proxies.BARE.name
-    ]
-    for name, (_, last) in held.items():
-        after = f"resident memory after {count:,} requests, {name}"
+    count, figures = bench.effort.lasting_requests, list[Figure]()
+    for kind in (proxies.BARE, *bench.pools()):
+        first, last = _resident(bench, kind)
+        after = f"resident memory after {count:,} requests, {kind.name}"
         figures += [
             Figure(scenario=NAME, name=after, value=last, unit="MiB"),
             Figure(
                 scenario=NAME,
-                name=f"growth of it since the first tenth, {name}",
-                value=grown[name],
+                name=f"growth of it since the first tenth, {kind.name}",
+                value=None if first is None or last is None else last - first,
                 unit="MiB",
+                target=Target(_GROWTH_MIB) if kind.name == proxies.POOL else None,
             ),
         ]
     return figures
@@ -139,7 +127,3 @@ def _resident(bench: Bench, kind: proxies.Kind) -> tuple[float | None, float | N
                 raise RuntimeError(f"{kind.name}: {sent.not_ok} answers were no 200")
             held.append(proxy.resident_mib())
     return held[0], held[-1]
-
-
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
