@@ -107,6 +107,13 @@ def test_a_proxy_that_serves_accounts_is_enough(findings, monkeypatch):
     assert [line for line in found if "accounts" in line] == []
 
 
+def test_a_proxy_that_is_busy_for_a_moment_is_not_to_be_ended(findings, monkeypatch):
+    seen = iter([doctor.api.Missing.SILENT, doctor.api.Health("x", True, 0, 1, None)])
+    monkeypatch.setattr(doctor.api, "probe", lambda _port: next(seen))
+    _, found = findings()
+    assert [line for line in found if "end it" in line] == []
+
+
 @pytest.mark.skipif(os.name != "posix", reason="has no modes of files")
 def test_files_that_others_can_read(findings, places):
     key, state = places.confdir / "mitmproxy-ca.pem", places.confdir / "account-pool.sqlite"

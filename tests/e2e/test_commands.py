@@ -44,7 +44,7 @@ class Cli:
         """Run one command; return what it says, and what it says beside it."""
         of_proxy = ("-p", str(self.proxy.port)) if port else ()
         exit_code, out, err = await run_command(self.home, *words, *of_proxy, typed=typed)
-        assert exit_code == code, err
+        assert exit_code == code, out + err
         return out, err
 
 

@@ -189,7 +189,8 @@ async def test_the_commands(provider, pool_proxy, tmp_path):
     code, out, _ = await command("requests", "--json", "--tool", "claude-code", "--from", "1h")
     assert json.loads(out)["status"] == "ok"
     code, out, err = await command("requests", "--status", "refused")
-    assert (code, out, err) == (0, "", "account-pool: no such request (in the last 30 days)\n")
+    said = "account-pool: no such request (rows are kept for 30 days)\n"
+    assert (code, out, err) == (0, "", said)
     code, out, _ = await command("usage", "--by", "tool", "--csv")
     assert out.splitlines()[0].startswith("tool,requests,input_tokens")
     assert out.splitlines()[1].startswith("claude-code,1,")

@@ -102,7 +102,7 @@ class Setup:
 
 def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print what was found. Returns 1 where something does not work, else 0."""
-    setup = Setup(Places.usual(port), named, environ, time.time(), api.probe(port))
+    setup = Setup(Places.usual(port), named, environ, time.time(), api.probe_patiently(port))
     # Whoever reads a pipe wants a line a finding.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     findings: list[Finding] = []

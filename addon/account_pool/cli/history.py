@@ -371,7 +371,7 @@ def show_requests(
             if not follow:
                 if not found:
                     kept = value.get("kept_days", 0)
-                    why = f"in the last {kept} days" if kept else "pool_requests_kept is 0"
+                    why = f"rows are kept for {kept} days" if kept else "pool_requests_kept is 0"
                     note(f"no such request ({why})")
                 break
     return 0

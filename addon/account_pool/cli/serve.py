@@ -461,7 +461,7 @@ def status(plan: Plan, service: Service, *, as_json: bool) -> int:
     """Print whether *service* is installed, and runs. Returns 0 if it serves, else 1."""
     installed = service.file.exists()
     active = installed and _run((service.active,)) is None
-    health = api.probe(plan.port)
+    health = api.probe_patiently(plan.port)
     serves = isinstance(health, api.Health) and health.ready
     if as_json:
         value: dict[str, Any] = {
