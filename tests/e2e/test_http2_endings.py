@@ -116,7 +116,8 @@ async def test_what_is_no_http2_costs_no_answer_that_came_before(certificate, po
             assert await outcome(http, "warm") == 200
             ended = await asyncio.gather(*(outcome(http, str(n)) for n in range(3)))
             assert await outcome(http, "after") == 200
-    assert Counter(ended) == {200: 2, "RemoteProtocolError": 1}
+    # An answer without a type may be an error, so nothing of it had reached the client yet.
+    assert Counter(ended) == {200: 2, 502: 1}
     assert [len(peer.asked) for peer in upstream.peers] == [4, 1]
 
 
