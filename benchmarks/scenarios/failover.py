@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks import proxies
 from benchmarks.bench import NO_PROXY, Bench, Line
-from benchmarks.figures import Figure, Target, middle, ratio
+from benchmarks.figures import Figure, Target, middle
 from benchmarks.load import Sent
 from benchmarks.requests import chat
 from benchmarks.rounds import Cost, in_turn
@@ -117,16 +118,28 @@ def _growth(bench: Bench, load: _Load, many: Line, kind: proxies.Kind) -> list[F
                 name = "many" if line is many else "few"
                 plain[name].add(load.plain(line, _FEW))
                 failing[name].add(load.fail(line, _FEW))
-    figures = []
-    of = ("CPU", "cpu_ms", Target(_GROWTH)), ("instructions", "instructions_m", None)
-    for what, unit, target in of:
-        added = {}
-        for name, cost in failing.items():
-            usual = statistics.median([value or 0.0 for value in getattr(plain[name], unit)])
-            added[name] = [value and value - usual for value in getattr(cost, unit)]
-        name = f"{what} added with many cooling models / with few"
-        figures.append(ratio(name, NAME, added["many"], added["few"], target))
-    return figures
+    return [
+        Figure(
+            scenario=NAME,
+            name=f"{what} added with many cooling models / with few",
+            value=_ratio_added(plain, failing, unit),
+            target=target,
+        )
+        for what, unit, target in (
+            ("CPU", "cpu_ms", Target(_GROWTH)),
+            ("instructions", "instructions_m", None),
+        )
+    ]
+
+
+def _ratio_added(plain: Mapping[str, Cost], failing: Mapping[str, Cost], unit: str) -> float | None:
+    """Return what many add to what few add, of the medians: a round alone may be mostly noise."""
+
+    def usual(costs: Mapping[str, Cost], name: str) -> float:
+        return statistics.median(value or 0.0 for value in getattr(costs[name], unit))
+
+    many, few = (usual(failing, name) - usual(plain, name) for name in ("many", "few"))
+    return many / few if few else None
 
 
 def _added(plain: dict[str, _Taken], failing: _Taken) -> list[Figure]:
