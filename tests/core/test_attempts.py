@@ -768,6 +768,16 @@ def test_where_one_host_cannot_be_reached_an_account_at_another_is_asked(how: Br
     served >> begin << "send d"
 
 
+@pytest.mark.parametrize("host", [None, "one.example"])
+def test_where_all_are_at_one_host_nobody_is_looked_for(host, monkeypatch) -> None:
+    """Why none of ten thousand can serve takes a look at each, and in an outage each asks."""
+    members = [account(label, companions={"host": host} if host else {}) for label in "ab"]
+    play = Play(*members, chance=0.5)
+    play >> begin << "send a" >> broken(Broken.CONNECT) >> resumed << "send a"
+    monkeypatch.setattr(Pool, "acquire", None)
+    play >> broken(Broken.CONNECT) << "answer 502"
+
+
 def test_what_may_have_run_goes_to_no_other_host() -> None:
     members = [account(label, companions={"host": f"{label}.example"}) for label in "ab"]
     play = Play(*members)

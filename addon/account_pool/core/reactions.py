@@ -86,10 +86,13 @@ def broken(attempts: Attempts, how: Broken, now: float, reason: str = "") -> Ste
         step = again(attempts, lease, now, fresh=True) if pause_s is None else Wait(now + pause_s)
         return attempts.enter(step, now)
     attempts.pool.health.note_broken(lease, now=now, of_account=is_of_account(how))
-    if how in NEVER_RAN and attempts.replayable and attempts.may_send:
-        other = _another_once(attempts, lease, now, beside=_at_its_host(attempts, lease))
-        if other is not None:
-            return attempts.enter(go(attempts, other, now, fresh=True), now)
+    if (
+        how in NEVER_RAN
+        and attempts.replayable
+        and attempts.may_send
+        and (other := _at_another_host(attempts, lease, now)) is not None
+    ):
+        return attempts.enter(go(attempts, other, now, fresh=True), now)
     # An earlier refusal says more than that a connection broke.
     step = Deliver() if attempts.tries.refused else broken_off(lease.key, how, reason)
     return attempts.enter(give_up(attempts, step, now), now)
@@ -193,8 +196,8 @@ def _another_once(
     return None
 
 
-def _at_its_host(attempts: Attempts, lease: Lease) -> list[AccountKey]:
-    """Return the accounts at the host of *lease*: all, where they have none of their own."""
+def _at_another_host(attempts: Attempts, lease: Lease, now: float) -> Lease | None:
+    """Lease an account at another host than that of *lease*; None if there is none."""
     facts = attempts.facts
 
     def host(state: AccountState) -> str | None:
@@ -203,8 +206,11 @@ def _at_its_host(attempts: Attempts, lease: Lease) -> list[AccountKey]:
         return at or state.account.companions.get("host")
 
     silent = host(lease.state)
-    accounts = attempts.pool.accounts.of(facts.provider)
-    return [state.key for state in accounts if host(state) == silent]
+    states = list(attempts.pool.accounts.of(facts.provider))
+    beside = [state.key for state in states if host(state) == silent]
+    if len(beside) == len(states):
+        return None  # as a rule; to be told that of ten thousand none can serve takes long
+    return _another_once(attempts, lease, now, beside=beside)
 
 
 # -- reactions to a refusal, each as the table above says
