@@ -108,7 +108,7 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def _growth(bench: Bench, load: _Load, many: Line, kind: proxies.Kind) -> list[Figure]:
-    """Compare *many*, on which many models are on cooldown, with proxies that have just begun."""
+    """Compare *many*, on which many models are on cooldown, with proxies that have met few."""
     plain, failing = ({"many": Cost(), "few": Cost()} for _ in range(2))
     for _ in range(bench.effort.fresh_pools):
         with bench.running(kind) as fresh, bench.lines(1, *fresh) as (few,):

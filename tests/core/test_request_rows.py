@@ -13,8 +13,8 @@ from account_pool.core.instruments import Ended, Mark, RequestLog
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.request_rows import (
+    LazyRows,
     RequestRow,
-    Rows,
     Status,
     endpoint_of,
     row_of,
@@ -86,7 +86,7 @@ class Marks(list):
 def test_rows_leave_nothing_of_what_they_are_about():
     """A proxy keeps those of 2,000 requests: in 1 MB, not in 3."""
     marks = Marks(MARKS)
-    left, rows = weakref.ref(marks), Rows([ended(marks=marks)])
+    left, rows = weakref.ref(marks), LazyRows([ended(marks=marks)])
     del marks
     assert len(rows) == 1 and left() is not None
     assert [*rows, *rows] == [row_of(ended())] * 2
@@ -95,7 +95,7 @@ def test_rows_leave_nothing_of_what_they_are_about():
 
 def test_a_part_of_rows_is_made_without_the_others():
     """A request that has no row keeps no other back: the batch is divided until it is found."""
-    rows = Rows([ended(), ended(history=None)])
+    rows = LazyRows([ended(), ended(history=None)])
     with pytest.raises(TypeError):
         rows[0]
     assert list(rows[:1]) == [row_of(ended())]

@@ -37,7 +37,7 @@ from account_pool.store.store import StateStore
 
 
 class LookUpService(Protocol):
-    """What asks providers what accounts have left: `proxy.look_ups.LookUps`."""
+    """What asks providers what accounts have left: `proxy.look_ups.HeadroomLookUps`."""
 
     @property
     def is_on(self) -> bool: ...

@@ -125,7 +125,7 @@ def row_of(ended: Ended) -> RequestRow:
     )
 
 
-class Rows(Sequence[RequestRow]):
+class LazyRows(Sequence[RequestRow]):
     """The rows about requests that have *ended*, made once a thread asks for one of them.
 
     What the requests have left, three times as much as their rows, is let go of then.
@@ -147,7 +147,7 @@ class Rows(Sequence[RequestRow]):
         ended, made = self._ended, self._made
         if made is None:
             if isinstance(at, slice):
-                return Rows(ended[at])
+                return LazyRows(ended[at])
             made = self._made = [row_of(one) for one in ended]
             self._ended = ()
         return made[at]

@@ -284,6 +284,9 @@ _ACCOUNT_ID = LazyPattern(r"[A-Za-z0-9-]{1,100}\Z")
 class LoginEnded(ExchangeFailed):
     """The login is over, unless somebody else has newer tokens of it."""
 
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text, retry_after_s, passes=False)
+
 
 class AnswerLost(ExchangeFailed):
     """What came back says nothing of the refresh token: it may be spent."""
@@ -346,7 +349,7 @@ def read_refusal(
     code, message = _reason(response.fields(), secrets)
     reason = " ".join(part for part in (code, f"({message})" if message else "") if part)
     if code in ENDED_CODES:
-        return LoginEnded(reason, passes=False)
+        return LoginEnded(reason)
     described = f"the refresh answered {response.status}" + (f": {reason}" if reason else "")
     if code in SETTINGS_CODES and response.status in (400, 401, 403):
         return ExchangeFailed(

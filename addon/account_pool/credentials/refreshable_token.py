@@ -403,7 +403,6 @@ class RefreshableToken:
                 f"its login is no longer valid: {family.spent[tokens.refresh]}; "
                 f"{log_in_again(self._source.key.provider, self._source.key.label)}",
                 LOOK_AGAIN_S,
-                passes=False,
             )
 
 

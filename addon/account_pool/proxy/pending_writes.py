@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
-from account_pool.core.request_rows import RequestRow, Rows
+from account_pool.core.request_rows import LazyRows, RequestRow
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.state import AccountState
@@ -493,7 +493,7 @@ class PendingWrites:
         """Return the requests that this proxy knows of: not written, or a short while ago."""
         taken = [counts for _, counts in self._written]
         taken += [*self._again, *([self._counts] if self._counts else ())]
-        return [*(counts.ended for counts in taken), Rows(list(self._service.ended.waiting))]
+        return [*(counts.ended for counts in taken), LazyRows(list(self._service.ended.waiting))]
 
     def _take_counts(self) -> Counts | None:
         """Return the counts that are written next, None if there are none."""
@@ -505,7 +505,7 @@ class PendingWrites:
         if not (sums or ended):
             return None
         self._number = self._number._replace(number=self._number.number + 1)
-        return Counts(self._number, sums, Rows(ended))
+        return Counts(self._number, sums, LazyRows(ended))
 
     def _keep_written(self, counts: Counts) -> None:
         now, written = self._service.now(), self._written
